@@ -1,0 +1,19 @@
+"""Language models that read single cells, with the controls that say whether the language mattered.
+
+`import scinterp as si` is quick: torch, scanpy and the rest load when something that needs them is used.
+"""
+import lazy_loader
+
+__version__ = "0.0.1"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["cells", "text", "methods", "evaluate", "run"],
+    submod_attrs={
+        "core": ["InputError", "DataError", "ModelError"],
+        "cells": ["datasets"],
+        "text": ["GeneTable"],
+        "methods": ["baselines", "GenePT", "ScELMo", "ScInterpreter", "with_control"],
+        "evaluate": ["pl"],
+    },
+)

@@ -1,0 +1,5 @@
+"""Cells one can trust: named datasets, identifiers, splits, normalisation and gene ranking."""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submodules=["datasets", "identifiers", "normalise", "splits"])

@@ -1,0 +1,8 @@
+"""Experiments: configs, the result table, papermill batches, manifests, the command line."""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["results", "experiment", "notebooks", "report", "cli"],
+    submod_attrs={"experiment": ["Experiment"], "results": ["read_results"]},
+)
