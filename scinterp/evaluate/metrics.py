@@ -8,6 +8,7 @@ __all__ = ['METRICS', 'scores', 'score_table', 'paired_difference', 'confusion_m
 # %% ../../nbs/evaluate/10_metrics.ipynb #916a7f30
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from sklearn import metrics as skm
 from sklearn.cluster import KMeans
 
@@ -53,13 +54,23 @@ def score_table(y_true, y_pred, n_boot: int = 1000, seed: int = 0) -> pd.DataFra
     return pd.DataFrame(dict(metric=METRICS, value=[point[m] for m in METRICS], lo=lo, hi=hi, n=len(y_true)))
 
 # %% ../../nbs/evaluate/10_metrics.ipynb #5db3f3d1
-def paired_difference(y_true, y_a, y_b, metric: str = 'macro_f1', n_boot: int = 1000, seed: int = 0) -> dict: # value, lo, hi, n
-    "`metric` of `y_a` minus that of `y_b`, with a 95 % interval from resampling the cells of both together"
-    y_true, y_a, y_b = (np.asarray(y, dtype=str) for y in (y_true, y_a, y_b))
-    rng = np.random.default_rng(seed); draws = rng.integers(0, len(y_true), (n_boot, len(y_true)))
-    diff = lambda i: scores(y_true[i], y_a[i])[metric] - scores(y_true[i], y_b[i])[metric]
-    lo, hi = np.quantile([diff(i) for i in draws], [.025, .975])
-    return dict(value=diff(slice(None)), lo=float(lo), hi=float(hi), n=len(y_true))
+def _weighted_scores(weights: np.ndarray, y_true, y_pred, metric: str) -> np.ndarray:
+    "`metric` under each row of cell weights (samples x cells)"
+    labels, codes = np.unique([y_true, y_pred], return_inverse=True); (t, p), k = codes.reshape(2, -1), len(labels)
+    place = sparse.csr_matrix((np.ones(len(t)), (np.arange(len(t)), t*k + p)), shape=(len(t), k*k))
+    return np.array([s[metric] for s in _scores((weights @ place).reshape(-1, k, k), k)])
+
+# %% ../../nbs/evaluate/10_metrics.ipynb #28a0eaa2
+def paired_difference(y_true, y_a, y_b, metric: str = 'macro_f1',
+                      cells=None, splits=None, # ids of cells and splits, if a cell is judged in several splits
+                      n_boot: int = 1000, seed: int = 0) -> dict: # value, lo, hi, n (different cells)
+    "`metric` of `y_a` minus that of `y_b`, mean over splits, with a 95 % interval from drawing cells again"
+    y_true, y_a, y_b = (np.asarray(y, dtype=str) for y in (y_true, y_a, y_b)); ids, cell = np.unique(np.arange(len(y_true)) if cells is None else cells, return_inverse=True)
+    splits = np.zeros(len(y_true)) if splits is None else np.asarray(splits); n = len(ids)
+    weights = np.vstack([np.ones((1, n)), np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), n_boot)])
+    one = lambda i: _weighted_scores(weights[:, cell[i]], y_true[i], y_a[i], metric) - _weighted_scores(weights[:, cell[i]], y_true[i], y_b[i], metric)
+    diff = np.mean([one(splits == s) for s in np.unique(splits)], axis=0); lo, hi = np.quantile(diff[1:], [.025, .975])
+    return dict(value=float(diff[0]), lo=float(lo), hi=float(hi), n=n)
 
 # %% ../../nbs/evaluate/10_metrics.ipynb #ca6ab60e
 def confusion_matrix(y_true, y_pred, labels=None, normalize: bool = False) -> pd.DataFrame:

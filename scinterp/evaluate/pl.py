@@ -46,11 +46,11 @@ def performance_bars(table: pd.DataFrame, # result table: method, control, metri
     ax = ax or plt.subplots(figsize=(5, .3*len(rows) + .8))[1]
     for i, r in rows.iterrows():
         ax.barh(i, r.value, height=.72, color=colour(r.method), alpha=.4 if r.control else 1, hatch='////' if r.control else None, edgecolor='white', lw=0)
-        ax.text(.012, i, f'{r.value:.2f}', va='center', fontsize=7.5, color='black' if r.control or r.method in ('majority', 'knn-pca', 'genept-w') else 'white')
-    ax.errorbar(rows.value, at, xerr=np.clip([rows.value-rows.lo, rows.hi-rows.value], 0, None), fmt='none', ecolor='#333333', elinewidth=.9, capsize=2)
+        ax.text(max(r.value, r.hi) + .025, i, f'{r.value:.2f}', va='center', fontsize=7.5)
+    ax.errorbar(rows.value, at, xerr=np.clip([rows.value-rows.lo, rows.hi-rows.value], 0, None), fmt='none', ecolor='#444444', elinewidth=.9, capsize=2)
     if t.seed.nunique() > 1: _dots(ax, t, rows)
-    ax.set_yticks(at, [row_name(m, c) for m, c in zip(rows.method, rows.control)]); ax.invert_yaxis(); ax.set_xlim(0, 1)
-    ax.set_xlabel(metric_name(metric))
+    ax.set_yticks(at, [row_name(m, c) for m, c in zip(rows.method, rows.control)]); ax.invert_yaxis()
+    ax.set(xlim=(0, 1.12), xticks=[0, .25, .5, .75, 1], xticklabels=['0', '', '.5', '', '1'], xlabel=metric_name(metric))
     return ax
 
 # %% ../../nbs/evaluate/20_plots.ipynb #d147134b
@@ -70,6 +70,7 @@ def performance_panels(table: pd.DataFrame, metrics=('macro_f1', 'accuracy', 'ma
     n = len(_summary(table)); fig, axes = plt.subplots(1, len(metrics), figsize=(2.1*len(metrics) + 1.6, .27*n + .9), sharey=True, layout='constrained', squeeze=False)
     for ax, metric in zip(axes[0], metrics): performance_bars(table, metric, ax)
     axes[0, 0].set_ylim(n - .4, -.6) # shared: inverted once, not once a panel
+    for ax in axes[0, 1:]: ax.tick_params(left=False)
     return fig
 
 # %% ../../nbs/evaluate/20_plots.ipynb #5b0cfb1f
@@ -79,7 +80,7 @@ def confusion_heatmap(matrix: pd.DataFrame, ax=None, title: str = '', ylabels: b
     notes = matrix.map(lambda v: f'{100*v:.0f}' if v >= .05 else '')
     sns.heatmap(matrix, ax=ax, cmap='Blues', vmin=0, vmax=1, square=True, cbar=False, annot=notes, fmt='', annot_kws={'fontsize': 7},
                 linewidths=.5, linecolor='#eeeeee', xticklabels=True, yticklabels=ylabels)
-    ax.set_xticklabels(ax.get_xticklabels(), rotation=50, ha='right', rotation_mode='anchor')
+    ax.set_xticklabels(ax.get_xticklabels(), rotation=55, ha='right', rotation_mode='anchor')
     ax.set(title=title, xlabel='predicted type', ylabel='true type' if ylabels else '')
     return ax
 

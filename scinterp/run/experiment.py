@@ -225,7 +225,7 @@ def open_run(folder: str = '', paper: str = 'scinterpreter', dataset: str = 'dem
 
 # %% ../../nbs/run/20_experiment.ipynb #a69049b5
 def differences(run: Run, method: str, against: list[tuple[str, str]], metric: str = 'macro_f1') -> pd.DataFrame:
-    "`method` minus each `(method, control)`, on the same test cells of all splits together: against, value, lo, hi, n"
-    answers = run.predictions.set_index(['method', 'control']); of = lambda m, c: answers.loc[[(m, c)]].sort_values(['seed', 'cell'])
-    mine = of(method, ''); rows = [(m, c, of(m, c)) for m, c in against if (m, c) in answers.index]
-    return pd.DataFrame([dict(against='+'.join(filter(None, (m, c))), **paired_difference(mine.true, mine.predicted, o.predicted, metric)) for m, c, o in rows])
+    "`method` minus each `(method, control)`, on the same test cells, mean over splits: against, value, lo, hi, n"
+    answers = {k: t.sort_values(['seed', 'cell']) for k, t in run.predictions.groupby(['method', 'control'])}; mine = answers[method, '']
+    one = lambda o: paired_difference(mine.true, mine.predicted, o.predicted, metric, cells=mine.cell, splits=mine.seed)
+    return pd.DataFrame([dict(against='+'.join(filter(None, k)), **one(answers[k])) for k in against if k in answers])

@@ -1,0 +1,32 @@
+"""One cache folder for the whole run, empty at its start, so that no result of an earlier run hides a fault."""
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        os.environ["SCINTERP_CACHE"] = tempfile.mkdtemp(prefix="scinterp-cache-")
+
+
+def pytest_collection_modifyitems(items):
+    "The longest first, so that two workers end together"
+    items.sort(key=lambda item: -item.get_closest_marker("slow").args[0] if item.get_closest_marker("slow") else 0)
+
+
+@pytest.fixture
+def scinterp():
+    "Run the `scinterp` command as a user does; returns the finished process"
+    command = [str(Path(sys.executable).with_name("scinterp"))]
+
+    def call(*args, timeout=600, **options):
+        env = os.environ | options.pop("env", {})
+        return subprocess.run(command + [str(a) for a in args], capture_output=True, text=True, env=env, timeout=timeout, **options)
+
+    return call
