@@ -18,7 +18,7 @@ def shipped(link):
     "Files behind the committed links `_files -> ../data` and `_nbs -> ../nbs`, which the wheel carries"
     base = root / "scinterp"
     return [str(p.relative_to(base)) for p in sorted((base / link).rglob("*"))
-            if p.is_file() and ".ipynb_checkpoints" not in p.parts]
+            if p.is_file() and not any(part.startswith(".") for part in p.relative_to(base).parts)]
 
 
 setup(

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from nbdev.serve import proc_nbs
 
-from docs_pages import (DocsError, body, front_matter, joined, markdown_cell, read_project, readme_text, sections, sidebar_faults,
+from docs_pages import (DROPPED, DocsError, body, dropped_prose, markdown_cell, read_project, readme_text, sections, sidebar_faults,
                         sphinx_notebook, symbols, toctree)
 from docs_sphinx import run_sphinx
 
@@ -86,16 +86,7 @@ def notebook_faults(project, books):
             failed = any(output['output_type'] == 'error' for output in cell.get('outputs', []))
             if failed and found.get('error') is not True: yield f'{book}: holds the output of a cell that failed'
         if dropped_prose(json.loads((project.nbs/book).read_text('utf-8'))):
-            yield f'{book}: the cell with the title holds prose too, which nbdev drops; move it to a cell of its own'
-
-
-def dropped_prose(nb):
-    "What stands in the title cell of a notebook besides `# title`, one line of `> description` and `- key: value`"
-    if 'title' in front_matter(nb): return ''
-    titled = (joined(cell['source']) for cell in nb['cells'] if cell['cell_type'] == 'markdown')
-    rest = next((text for text in titled if re.search(r'^# ', text, re.M)), '')
-    for line, times in ((r'^# .*', 1), (r'^> .*', 1), (r'^- .*:.*', 0)): rest = re.sub(line, '', rest, count=times, flags=re.M)
-    return rest.strip()
+            yield f'{book}: {DROPPED}'
 
 
 def write_sources(project, folder, books, work):

@@ -127,7 +127,7 @@ def doclinks():
 
 OPTION = re.compile(r'^#\|\s*([\w-]+)\s*:?\s*(.*)$')
 FENCE = re.compile(r'^```\s*\{\.?(\w+)[^}\n]*\}', re.M)
-FIGURE = re.compile(r'!\[([^\]]*)\]\(([^)\s]+)\)\{[^}\n]*fig-alt=["\']([^"\']*)["\'][^}\n]*\}')
+FIGURE = re.compile(r'!\[([^\]]*)\]\(([^)\s]+)\)\{[^}\n]*fig-alt=(["\'])(.*?)\3[^}\n]*\}')
 ATTRIBUTES = re.compile(r'(?<=\))\{[^}\n]*\}| *\{[.#][^}\n]*\}$', re.M)
 CALLOUT = re.compile(r'^:::\s*\{\.callout-(\w+)[^}\n]*\}', re.M)
 HEADING = re.compile(r'^#+ ', re.M)
@@ -138,7 +138,7 @@ WIDGETS = {'application/vnd.jupyter.widget-view+json', 'application/javascript'}
 def plain(text):
     "Markdown without Quarto's attributes: `{.python}` fences, `{width=60%}`, and `{fig-alt=...}` as the alternative text"
     text = FENCE.sub(r'```\1', text)
-    return outside_code(text, lambda part: ATTRIBUTES.sub('', FIGURE.sub(r'![\3](\2)\n\n*\1*', part)))
+    return outside_code(text, lambda part: ATTRIBUTES.sub('', FIGURE.sub(r'![\4](\2)\n\n*\1*', part)))
 
 
 def options(source):
@@ -186,6 +186,18 @@ def front_matter(nb):
     return {}
 
 
+DROPPED = 'the cell with the title holds prose too, which nbdev drops; move it to a cell of its own'
+
+
+def dropped_prose(nb):
+    "What stands in the title cell of a notebook besides `# title`, one line of `> description` and `- key: value`"
+    if 'title' in front_matter(nb): return ''
+    titled = (joined(cell['source']) for cell in nb['cells'] if cell['cell_type'] == 'markdown')
+    rest = next((text for text in titled if re.search(r'^# ', text, re.M)), '')
+    for line, times in ((r'^# .*', 1), (r'^> .*', 1), (r'^- .*:.*', 0)): rest = re.sub(line, '', rest, count=times, flags=re.M)
+    return rest.strip()
+
+
 def body(nb):
     "The cells below the front matter as (cell, source, options), without those that say they are not for readers"
     for cell in nb['cells']:
@@ -204,9 +216,14 @@ LINKED_NAME = re.compile(r'\[(`[^`\n]+`)\]\([^)\s]+\)')
 SYMBOL = re.compile(r'^#+ (\S+)$', re.M)
 
 
+def documents_symbol(cell):
+    "Whether nbdev made this cell to document a symbol"
+    return cell[2].get('output') == 'asis' and cell[1].startswith('show_doc(')
+
+
 def symbols(nb):
     "Anchors of the symbols that a processed notebook documents"
-    texts = (markdown_of(o) for cell, _, found in body(nb) if found.get('output') == 'asis' for o in cell['outputs'])
+    texts = (markdown_of(output) for cell in body(nb) if documents_symbol(cell) for output in cell[0]['outputs'])
     return {name.lower() for text in texts for name in SYMBOL.findall(text)}
 
 
@@ -225,7 +242,7 @@ def in_source_order(cells):
     "`cells` with each run of `show_doc` cells in the order of the source: nbdev reverses those that one cell defines"
     result, run = [], []
     for cell in cells:
-        if cell[2].get('output') == 'asis' and 'show_doc(' in cell[1]: run.append(cell); continue
+        if documents_symbol(cell): run.append(cell); continue
         result += sorted(run, key=source_line) + [cell]
         run = []
     return result + sorted(run, key=source_line)
@@ -250,8 +267,8 @@ def sphinx_notebook(nb, book, project, shown):
             source = CALLOUT.sub(r':::{\1}', outside_code(source, lambda part: re.sub(r'^# ', '## ', part, flags=re.M)))
             cells.append(markdown_cell(relative(source)))
             if HEADING.search(CODE.sub('', source)): level = 3
-        elif found.get('output') == 'asis':
-            cells += [markdown_cell(relative(symbol_text(markdown_of(o), level))) for o in cell['outputs']]
+        elif documents_symbol((cell, source, found)):
+            cells += [markdown_cell(relative(symbol_text(markdown_of(output), level))) for output in cell['outputs']]
         elif source.strip() or cell['outputs']:
             cells += code_cells(cell, source, found, meta.get('title', ''), relative)
     for i, cell in enumerate(cells): cell['id'] = f'cell-{i}'
@@ -270,8 +287,9 @@ def code_cells(cell, source, found, title, relative):
     elif found.get('code-fold') is True: tags.append('hide-input')
     if found.get('warning') is False: tags.append('remove-stderr')
     for output in cell['outputs']:
+        if found.get('output') == 'asis': output.update(output_type='display_data', metadata={}, data={'text/markdown': markdown_of(output)})
         if markdown := joined(output.get('data', {}).get('text/markdown')): output['data']['text/markdown'] = relative(plain(markdown))
-    caption = str(found.get('fig-cap') or found.get('tbl-cap') or '')
+    caption = relative(str(found.get('fig-cap') or found.get('tbl-cap') or ''))
     look = {'image': {'alt': str(found.get('fig-alt') or caption or f'Figure of {title}')}}
     if found.get('code-summary'): look['code_prompt_show'] = look['code_prompt_hide'] = str(found['code-summary'])
     pictured = any(mime.startswith('image/') for output in cell['outputs'] for mime in output.get('data', {}))
@@ -293,6 +311,7 @@ def toctree(caption, entries, project):
 def readme_text(project, book='index.ipynb'):
     "The home page as GitHub Markdown"
     nb = read_nb(project.nbs/book)
+    if dropped_prose(nb): raise DocsError(f'{book}: {DROPPED}')
     FilterDefaults()(nb)
     nb = json.loads(nb2str(nb))
     meta = front_matter(nb)
@@ -311,7 +330,8 @@ def readme_code(cell, source, found):
     if code and found.get('code-fold') is True:
         code = f"<details>\n<summary>{found.get('code-summary', 'Code')}</summary>\n\n{code}\n\n</details>"
     caption = found.get('fig-cap') or found.get('tbl-cap')
-    return [code, *map(readme_output, cell['outputs']), f'*{caption}*' if caption else '']
+    write = markdown_of if found.get('output') == 'asis' else readme_output
+    return [code, *map(write, cell['outputs']), f'*{caption}*' if caption else '']
 
 
 def readme_output(output):

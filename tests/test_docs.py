@@ -164,7 +164,7 @@ def small(tmp_path):
     (tmp_path / "nbs" / "images" / "dot.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     save(tmp_path, "index.ipynb", [
         nbf.new_markdown_cell("# Small\n\n> A promise"),
-        nbf.new_markdown_cell('See [a](a/10_same.ipynb#a-part) and the [settings](../settings.ini).\n\n![Dots](images/dot.svg){width=50% fig-alt="One dot"}'),
+        nbf.new_markdown_cell('See [a](a/10_same.ipynb#a-part) and the [settings](../settings.ini).\n\n![Dots](images/dot.svg){width=50% fig-alt="One\'s dot"}'),
         nbf.new_code_cell("#| hide\nconcealed = 1"),
         nbf.new_code_cell("#| echo: false\nunseen()", outputs=[shown({"text/html": "<table border='1'>\n\n<tr><td>cell</td></tr></table>", "text/plain": "?"})]),
     ])
@@ -175,6 +175,7 @@ def small(tmp_path):
             nbf.new_markdown_cell("## A part\n\n```{.python}\nx = 1\n```\n\n$x^2$"),
             nbf.new_code_cell("level = 3", metadata={"tags": ["parameters"]}),
             nbf.new_code_cell('#| fig-cap: "A: caption"\n#| fig-alt: A pixel\nplot()', outputs=[shown({"image/png": PIXEL, "text/plain": "?"})]),
+            nbf.new_code_cell("#| output: asis\nprint('**bold**')", outputs=[nbf.new_output("stream", name="stdout", text="**bold** [b](../b/10_same.ipynb)")]),
             nbf.new_code_cell("wait()", outputs=[nbf.new_output("stream", name="stderr", text="\r 10%|#  | 1/10\r100%|###| 10/10"),
                                                  shown({"application/vnd.jupyter.widget-view+json": {"model_id": "w"}, "text/plain": "a bar"})]),
         ])
@@ -201,11 +202,12 @@ def test_small_site(small, monkeypatch):
     site = small / "_site" / "html"
     home, page = ((site / name).read_text() for name in ("index.html", "a/same.html"))
     assert 'href="a/same.html#a-part"' in home and f'href="{SETTINGS.git_url}/blob/{SETTINGS.branch}/settings.ini"' in home
-    assert 'alt="One dot"' in home and "<td>cell</td>" in home and (site / "images" / "dot.svg").is_file()
+    assert 'alt="One\'s dot"' in home and "<td>cell</td>" in home and (site / "images" / "dot.svg").is_file()
     assert "concealed" not in home and "unseen" not in home
     assert "Same, a" in page and "Same, b" in (site / "b" / "same.html").read_text()
     assert 'id="a-part"' in page and "<math" in page and "tag_parameters" in page and "{.python}" not in page
     assert 'alt="A pixel"' in page and re.search(r"<figcaption>.*A: caption", page, re.S)
+    assert '<strong>bold</strong> <a' in page and 'href="../b/same.html"' in page
     assert "wait" in page and "10/10" not in page and "a bar" not in page
 
     # A page that Sphinx did not write is missed, by its notebook and by the links to it.
@@ -245,12 +247,14 @@ def test_readme_check_notices_a_change(small):
     text = readme.read_text()
     assert text.startswith("# Small\n\n> A promise\n\n<!-- Written from nbs/index.ipynb")
     assert f"[a]({QUARTO['website']['site-url']}/a/same.html#a-part)" in text and "[settings](settings.ini)" in text
-    assert "![One dot](nbs/images/dot.svg)\n\n*Dots*" in text and "<table border='1'>\n<tr><td>cell</td></tr></table>" in text
+    assert "![One's dot](nbs/images/dot.svg)\n\n*Dots*" in text and "<table border='1'>\n<tr><td>cell</td></tr></table>" in text
     assert "concealed" not in text and "unseen" not in text
     readme.write_text(text + "By hand.\n")
     done = docs(small, "readme", "--check")
     assert done.returncode == 1 and "differs from nbs/index.ipynb" in done.stdout
     readme.write_text(text)
     book = small / "nbs" / "index.ipynb"
-    book.write_text(book.read_text().replace("dot.svg", "gone.svg"))
-    assert "images/gone.svg does not exist" in docs(small, "readme").stdout and readme.read_text() == text
+    sound = book.read_text()
+    for before, after, fault in (("dot.svg", "gone.svg", "images/gone.svg does not exist"), ("> A promise", "> A promise\\n\\nLost.", "holds prose too")):
+        book.write_text(sound.replace(before, after))
+        assert fault in docs(small, "readme").stdout and readme.read_text() == text

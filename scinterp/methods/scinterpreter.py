@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'INSTRUCTION', 'frozen_precision', 'load_backbone', 'instruction_tokens', 'mlp', 'Reader', 'masked_mean',
-           'ScInterpreter', 'standardised']
+           'ScInterpreter', 'rarity', 'standardised']
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #17e0fa11
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from scipy import sparse
 from sklearn.metrics import f1_score
 from torch import nn
 from tqdm.auto import tqdm
@@ -108,18 +109,20 @@ class ScInterpreter(Method):
     "Ranked genes as soft tokens, read by a frozen language model (Li et al. 2024, arXiv 2402.12405)"
     name = 'scinterpreter'
     def __init__(self, table, backbone: str = 'minilm', n_genes: int = 64, instruction: str = INSTRUCTION,
+                 rank: str = 'idf', # order of the genes; 'expression' as in the papers
                  order: str = 'genes_first', # or 'prompt_first'
                  pooling: str = 'class', # or 'mean'
                  value_weight: bool = False, layers: int = 3, epochs: int = 8, batch_size: int = 16, learning_rate: float = 1e-3,
                  seed: int = 0, progress: bool = False):
         self.table, self.backbone, self.n_genes, self.instruction, self.order, self.pooling = table, backbone, n_genes, instruction, order, pooling
         self.value_weight, self.layers, self.epochs, self.batch_size, self.learning_rate = value_weight, layers, epochs, batch_size, learning_rate
-        self.seed, self.progress = seed, progress
+        self.rank, self.seed, self.progress = rank, seed, progress
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #4c5cff3a
 @patch
 def _check(self: ScInterpreter, model, n_prompt: int):
     "Refuse settings that cannot work, before anything is trained"
+    if self.rank not in ('idf', 'expression'): raise InputError(f"rank must be 'idf' or 'expression', not {self.rank!r}")
     if self.order not in ('genes_first', 'prompt_first'): raise InputError(f"order must be 'genes_first' or 'prompt_first', not {self.order!r}")
     if self.pooling not in ('class', 'mean'): raise InputError(f"pooling must be 'class' or 'mean', not {self.pooling!r}")
     room = model.config.max_position_embeddings - n_prompt - 1 if model else self.n_genes
@@ -129,8 +132,12 @@ def _check(self: ScInterpreter, model, n_prompt: int):
 @patch
 def _ranked(self: ScInterpreter, X):
     "Table rows and values of each cell's top genes, as tensors"
-    ids, values = top_genes(X[:, self.known_], self.n_genes)
+    ids, values = top_genes(X[:, self.known_] @ sparse.diags(self.rarity_), self.n_genes)
     return torch.from_numpy(ids).long(), torch.from_numpy(values)
+
+def rarity(X) -> np.ndarray:
+    "log of the inverse share of cells that express each gene, never negative (the IDF of text search)"
+    return np.log((1 + X.shape[0])/(1 + X.getnnz(axis=0))).astype(np.float32)
 
 def standardised(E: np.ndarray) -> np.ndarray:
     "Vectors minus their mean, in units of their overall spread"
@@ -139,9 +146,10 @@ def standardised(E: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #aa671acf
 @patch
-def _build(self: ScInterpreter, n_types: int):
-    "The reader for this table and backbone, seeded"
+def _build(self: ScInterpreter, X, n_types: int):
+    "The reader for these genes, this table and this backbone, seeded"
     self.known_ = np.flatnonzero(self.table.align(self.genes_) >= 0)
+    self.rarity_ = rarity(X[:, self.known_]) if self.rank == 'idf' else np.ones(len(self.known_), np.float32)
     E = standardised(self.table.vectors_for(self.genes_)[self.known_])
     model = load_backbone(self.backbone, self.seed); torch.manual_seed(self.seed)
     self.reader_ = Reader(E, n_types, model, self.instruction, self.order, self.pooling, self.value_weight, self.layers)
@@ -151,7 +159,7 @@ def _build(self: ScInterpreter, n_types: int):
 @patch
 def _fit(self: ScInterpreter, X, y, validation):
     with torch.random.fork_rng():
-        self._build(len(self.classes_)); trained = [p for p in self.reader_.parameters() if p.requires_grad]
+        self._build(X, len(self.classes_)); trained = [p for p in self.reader_.parameters() if p.requires_grad]
         ids, values = self._ranked(X); y = torch.from_numpy(y).long(); steps = self.epochs * -(-len(y)//self.batch_size)
         optimiser = torch.optim.AdamW(trained, lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.learning_rate, total_steps=max(steps, 2), pct_start=.15)
