@@ -63,7 +63,6 @@ def _demo(folder: Path, splits: int, profile: str):
 def main():
     "Entry point of the `scinterp` command"
     os.environ.setdefault('HF_HUB_OFFLINE', '1') # nothing here is fetched from a hub
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # threads that spin while they wait halve the speed of a busy machine
     try: app()
     except InputError as e: typer.echo(f'scinterp: {e}', err=True); sys.exit(2)
     except KeyboardInterrupt: typer.echo('scinterp: stopped; the same command goes on from here', err=True); sys.exit(1)
