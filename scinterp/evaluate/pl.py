@@ -127,7 +127,7 @@ def umap_coordinates(Z, seed: int = 0) -> np.ndarray: # cells x 2
 
 # %% ../../nbs/evaluate/20_plots.ipynb #d983d438
 def save_figure(fig, stem) -> list[Path]:
-    "Write `stem`.svg and `stem`.png, atomically, without dates so that the same figure gives the same file"
+    "Write `stem`.svg and `stem`.png, atomically and without dates"
     paths = [Path(f'{stem}{s}') for s in ('.svg', '.png')]
     for path in paths:
         with atomic_path(path) as tmp: fig.savefig(tmp, bbox_inches='tight', facecolor='white', metadata={'Date': None} if path.suffix == '.svg' else None)

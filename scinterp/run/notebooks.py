@@ -56,7 +56,7 @@ def execute(path, out, parameters: dict | None = None, progress: bool = False) -
         try: papermill.execute_notebook(path, draft, parameters, kernel_name=kernel, cwd=folder, progress_bar=progress and {'desc': path.stem, 'leave': False})
         except papermill.PapermillExecutionError as e:
             with atomic_path(failed) as tmp: tmp.write_bytes(draft.read_bytes())
-            raise NotebookError(f'{path.stem} stopped with {e.ename}: {e.evalue} (kept as {failed})') from None
+            raise NotebookError(f'{path.stem} stopped with {e.ename}: {e.evalue[:300]} (kept as {failed})') from None
         _publish(draft, out, parameters)
     failed.unlink(missing_ok=True)
     return out

@@ -65,21 +65,28 @@ def _figure(name: str, caption: str) -> str:
 def comparisons(run: Run, method: str = 'scinterpreter') -> pd.DataFrame:
     "`differences` of a method to the baselines and to each of its own controls that was run"
     rows = run.results[['method', 'control']].drop_duplicates()
-    others = [(m, '') for m in ('lr-hvg', 'knn-pca', 'genept-w')] + [(method, c) for c in rows.control[rows.method == method] if c]
+    others = [(m, '') for m in ('lr-hvg', 'knn-pca', 'genept-w') if m != method] + [(method, c) for c in rows.control[rows.method == method] if c]
     return differences(run, method, others, run.manifest['identity']['experiment']['primary_metric'])
 
 # %% ../../nbs/run/40_report.ipynb #094d2b86
+def _words(run: Run) -> str:
+    "A paragraph for each method that was run with controls, the paper's own first"
+    rows = run.results; paper = run.manifest['identity']['experiment']['paper']
+    methods = sorted(rows.method[rows.control != ''].unique(), key=lambda m: m != paper)
+    return ''.join(f'<p>{_inline(statement(run, comparisons(run, m), m))}</p>' for m in methods)
+
+# %% ../../nbs/run/40_report.ipynb #0ef3774a
 def write_page(run: Run, title: str) -> Path:
     "Write `index.html` into the run's folder; returns its path"
     m = run.manifest; what = m['identity']['experiment']; source = registry().get(what['dataset'], {})
     facts = dict(cells=f"{source.get('title', what['dataset'])}. {source.get('citation', '')}", text=f"{what['text']['source']} descriptions, encoded by {what['text']['encoder']}",
                  splits=f"{what['split']}, seed {', '.join(map(str, what['seeds']))}", run=f"{m['made']}, {m['seconds']:.0f} s on {m['machine']['threads']} threads ({m['machine']['device']}), scinterp {m['scinterp']}, manifest {m['manifest']}")
     rows = ''.join(f'<tr><th>{k}</th><td style="white-space:normal">{html.escape(v)}</td></tr>' for k, v in facts.items())
-    card = results_card(run.results, ['macro_f1', 'accuracy', 'balanced_accuracy', 'weighted_f1']).rename(columns=metric_name)
+    card = results_card(run.results, ['macro_f1', 'accuracy', 'balanced_accuracy', 'weighted_f1']).rename(columns=metric_name).rename_axis(index=None)
     page = run.folder/'index.html'
     write_text(page, f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{_STYLE}</style>
 <h1>{html.escape(title)}</h1><p class="soft">Does the language model matter? Each method that uses text stands beside its controls, and all beside logistic regression.</p>
-<p>{_inline(statement(run, comparisons(run)))}</p><p class="soft">Numbers in brackets are differences in {metric_name(what['primary_metric'])} on the same test cells, with 95 % intervals of the paired bootstrap. One small dataset: a demonstration, not evidence.</p>
+{_words(run)}<p class="soft">Numbers in brackets are differences in {metric_name(what['primary_metric'])} on the same test cells, with 95 % intervals of the paired bootstrap. One small dataset: a demonstration, not evidence.</p>
 {''.join(_figure(n, c) for n, c in _FIGURES.items() if (run.folder/'figures'/f'{n}.svg').is_file())}
 <h2>All scores</h2><div class="wide">{card.to_html(border=0)}</div><h2>How it was made</h2><div class="wide"><table>{rows}</table></div>
 <p class="soft">Files: <a href="results.csv">results.csv</a> (the result table), <a href="predictions.csv">predictions.csv</a>, <a href="maps.csv">maps.csv</a>, <a href="run.json">run.json</a> (hashes, settings, versions).</p></html>""")
