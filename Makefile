@@ -15,11 +15,11 @@ help:
 	@echo "make figures  rerun the demo and every notebook, and refresh README, pictures and stored outputs"
 	@echo "make bench    benchmarks, as ratios"
 
-# PyTorch comes first: once it is there, nothing else asks for another build of it.
+# PyTorch comes first: once it is there, nothing else asks for another build of it. (make clean before changing TORCH.)
 $(VENV)/.run: settings.ini setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 

@@ -66,6 +66,15 @@ def test_bad_model_file(scinterp, tmp_path, fault):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"], "nothing half-written"
 
 
+def test_unknown_profile_makes_nothing(scinterp, tmp_path):
+    refused(scinterp("demo", "--out", tmp_path / "out", "--profile", "moon"), "no profile 'moon'", "smoke, cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_current_folder_is_not_replaced(scinterp, tmp_path):
+    refused(scinterp("demo", "--out", ".", cwd=tmp_path), "cannot be replaced")
+
+
 NO_NETWORK = """
 import os, socket
 real = socket.socket.connect

@@ -17,7 +17,7 @@ from anndata import AnnData
 from .identifiers import SPECIES
 from .normalise import STATES
 from .splits import Split, make_split, random_split, read_split, save_split
-from ..core import DataError, shipped
+from ..core import DataError, InputError, shipped
 
 # %% ../../nbs/cells/40_datasets.ipynb #11dcda52
 @lru_cache
@@ -72,7 +72,7 @@ def load(name_or_path: str, # a name of `names()`, or an `.h5ad` file
     elif path.suffix == '.h5ad': adata = read_cells(path)
     else: raise DataError(f"no dataset {name!r}: choose one of {', '.join(names())}, pass an .h5ad file, or set SCINTERP_DATA")
     _set_labels(adata, label_key or entry.get('label', 'cell_type'))
-    adata.uns['scinterp_source'] = dict(name=name if entry else path.stem, state=entry.get('state', ''), species=species or entry.get('species') or _own_species(adata))
+    adata.uns['scinterp_source'] = dict(name=name if entry else path.stem, registered=bool(entry), state=entry.get('state', ''), species=species or entry.get('species') or _own_species(adata))
     return adata
 
 # %% ../../nbs/cells/40_datasets.ipynb #d8cbaac8
@@ -86,8 +86,8 @@ def split(name_or_adata, kind: str = 'random', seed: int = 0) -> Split:
     "The stored split of a named dataset, or a new one; raises `DataError` if the data have changed since it was stored"
     adata = name_or_adata if isinstance(name_or_adata, AnnData) else load(name_or_adata)
     if 'cell_type' not in adata.obs: raise DataError("no column 'cell_type' in obs: load the cells with si.datasets.load(path, label_key=)")
-    name = adata.uns.get('scinterp_source', {}).get('name', '')
-    try: path = shipped('splits', name, f'{kind}-{seed}.json') if name in registry() else None
-    except ValueError: path = None
+    source = adata.uns.get('scinterp_source', {})
+    try: path = shipped('splits', source['name'], f'{kind}-{seed}.json') if source.get('registered') else None
+    except InputError: path = None # none is stored for this kind and seed
     cells, labels = adata.obs_names, adata.obs['cell_type']
     return read_split(path, cells, labels) if path else make_split(cells, labels, kind, seed)

@@ -33,8 +33,8 @@ def _lookups(species: str) -> list[tuple[str, dict]]:
 
 # %% ../../nbs/cells/10_identifiers.ipynb #c0e35b54
 def _mouse_case(symbol: str) -> str:
-    "How a human symbol is written in mouse: `CD3D` as `Cd3d`"
-    return symbol[:1] + symbol[1:].lower()
+    "How a human symbol is written in mouse: `CD3D` as `Cd3d`, `MT-CO1` as `mt-Co1`"
+    return f'mt-{_mouse_case(symbol[3:])}' if symbol.startswith('MT-') else symbol[:1] + symbol[1:].lower()
 
 # %% ../../nbs/cells/10_identifiers.ipynb #ce7b5a69
 def match_genes(genes, # gene names, as a file has them

@@ -34,13 +34,13 @@ def log_normalised(adata: AnnData, # cells x genes
                    layer: str | None = None # read this layer instead of X
                   ) -> sparse.csr_matrix: # float32, log(1 + counts per 10,000)
     "Log-normalised expression of `adata`, which is left as it is; raises `DataError` if its state is unknown"
-    X = sparse.csr_matrix(adata.layers[layer] if layer else adata.X, dtype=np.float32)
-    state = (not layer and adata.uns.get('scinterp_source', {}).get('state')) or expression_state(X)
+    X = sparse.csr_matrix(adata.layers[layer] if layer else adata.X, dtype=np.float32); seen = expression_state(X)
+    state = (not layer and adata.uns.get('scinterp_source', {}).get('state')) or seen
     if state == 'log1p-cp10k': return X
-    if state != 'counts':
-        raise DataError("X is neither counts nor log1p of counts per 10,000: pass layer= with the counts, or, if genes "
-                        "were selected after normalising, set adata.uns['scinterp_source'] = {'state': 'log1p-cp10k'}")
-    return _log1p_cp10k(X)
+    if state == 'counts': return _log1p_cp10k(X)
+    if layer is None and 'counts' in adata.layers: return log_normalised(adata, 'counts')
+    raise DataError("X is neither counts nor log1p of counts per 10,000: put the counts in adata.layers['counts'], or, if genes were selected "
+                    "after normalising so, set adata.uns['scinterp_source'] = {'state': 'log1p-cp10k'}")
 
 def _log1p_cp10k(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     "log(1 + counts per 10,000), by scanpy"

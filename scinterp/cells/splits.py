@@ -24,6 +24,7 @@ class Split:
     kind: str = 'random'
     seed: int = 0
     cells_sha256: str = '' # of the cells and labels it was made for
+    sha256: str = '' # of that and of which cell is in which part
 
     def __repr__(self): return f'Split({self.kind}-{self.seed}: {len(self.train)} train, {len(self.val)} val, {len(self.test)} test)'
 
@@ -47,23 +48,33 @@ def cells_sha256(cells, labels) -> str:
     return digest(sorted(zip(cells, map(str, labels))))
 
 # %% ../../nbs/cells/30_splits.ipynb #1422d53a
+def _split(cells, test_ids, val_ids, now: str, kind: str, seed: int) -> Split:
+    "The split with these validation and test cells; all others train"
+    ids = np.asarray(cells, dtype=str); val, test = np.isin(ids, list(val_ids)), np.isin(ids, list(test_ids))
+    sha256 = digest(now, sorted(map(str, val_ids)), sorted(map(str, test_ids)))
+    return Split(*map(np.flatnonzero, (~val & ~test, val, test)), kind=kind, seed=seed, cells_sha256=now, sha256=sha256)
+
+# %% ../../nbs/cells/30_splits.ipynb #c4bbf26b
 def make_split(cells, labels, kind: str = 'random', seed: int = 0) -> Split:
     "A new split of these cells; raises `DataError` for a kind that does not exist"
     if kind != 'random': raise DataError(f"no split kind {kind!r}: kind must be 'random'")
-    return Split(*random_split(labels, seed), kind=kind, seed=seed, cells_sha256=cells_sha256(cells, labels))
+    _, val, test = random_split(labels, seed); ids = np.asarray(cells, dtype=str)
+    if not len(test): raise DataError('every type has fewer than 3 cells, so none can be held out for a test')
+    return _split(ids, ids[test], ids[val], cells_sha256(ids, labels), kind, seed)
 
-# %% ../../nbs/cells/30_splits.ipynb #c4bbf26b
+# %% ../../nbs/cells/30_splits.ipynb #586a5b7b
 def save_split(path, split: Split, cells):
     "Write a split by cell id, as JSON"
     ids = np.asarray(cells, dtype=str)
-    write_json(path, dict(kind=split.kind, seed=split.seed, cells_sha256=split.cells_sha256,
+    write_json(path, dict(kind=split.kind, seed=split.seed, cells_sha256=split.cells_sha256, sha256=split.sha256,
                           val=ids[split.val].tolist(), test=ids[split.test].tolist()))
 
-# %% ../../nbs/cells/30_splits.ipynb #586a5b7b
+# %% ../../nbs/cells/30_splits.ipynb #b5764788
 def read_split(path, cells, labels) -> Split:
     "Read a stored split; raises `DataError` if the cells or their labels have changed since"
     stored = json.loads(Path(path).read_text()); now = cells_sha256(cells, labels)
     if now != stored['cells_sha256']:
         raise DataError(f'{Path(path).name} was made for other cells or labels: use the same data, or make a new split')
-    ids = np.asarray(cells, dtype=str); val, test = np.isin(ids, stored['val']), np.isin(ids, stored['test'])
-    return Split(*map(np.flatnonzero, (~val & ~test, val, test)), kind=stored['kind'], seed=stored['seed'], cells_sha256=now)
+    split = _split(cells, stored['test'], stored['val'], now, stored['kind'], stored['seed'])
+    if split.sha256 != stored['sha256']: raise DataError(f'{Path(path).name} was altered after it was written: restore it, or make a new split')
+    return split

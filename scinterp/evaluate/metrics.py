@@ -42,9 +42,9 @@ def _scores(tables: np.ndarray, n_true: int) -> list[dict]:
 
 # %% ../../nbs/evaluate/10_metrics.ipynb #b7af45f6
 def _resampled(table: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
-    "Bootstrap samples of the cells behind a count table"
-    n = int(table.sum())
-    return np.random.default_rng(seed).multinomial(n, table.ravel()/n, size=n_boot).reshape(n_boot, *table.shape)
+    "Bootstrap samples of the cells behind a count table, drawn within each true type (row)"
+    rng = np.random.default_rng(seed); draw = lambda row: rng.multinomial(row.sum(), row/max(row.sum(), 1), size=n_boot)
+    return np.stack([draw(row) for row in table], axis=1)
 
 # %% ../../nbs/evaluate/10_metrics.ipynb #54c18afa
 def score_table(y_true, y_pred, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame: # metric, value, lo, hi, n
@@ -61,24 +61,33 @@ def _weighted_scores(weights: np.ndarray, y_true, y_pred, metric: str) -> np.nda
     return np.array([s[metric] for s in _scores((weights @ place).reshape(-1, k, k), k)])
 
 # %% ../../nbs/evaluate/10_metrics.ipynb #28a0eaa2
+def _cell_weights(types: np.ndarray, n_boot: int, seed: int) -> np.ndarray: # samples x cells
+    "How often each cell is drawn, within its type"
+    rng = np.random.default_rng(seed); weights = np.zeros((n_boot, len(types)))
+    for t in np.unique(types):
+        at = np.flatnonzero(types == t); weights[:, at] = rng.multinomial(len(at), np.full(len(at), 1/len(at)), n_boot)
+    return weights
+
+# %% ../../nbs/evaluate/10_metrics.ipynb #34a16a0e
 def paired_difference(y_true, y_a, y_b, metric: str = 'macro_f1',
                       cells=None, splits=None, # ids of cells and splits, if a cell is judged in several splits
                       n_boot: int = 1000, seed: int = 0) -> dict: # value, lo, hi, n (different cells)
     "`metric` of `y_a` minus that of `y_b`, mean over splits, with a 95 % interval from drawing cells again"
     y_true, y_a, y_b = (np.asarray(y, dtype=str) for y in (y_true, y_a, y_b)); ids, cell = np.unique(np.arange(len(y_true)) if cells is None else cells, return_inverse=True)
     splits = np.zeros(len(y_true)) if splits is None else np.asarray(splits); n = len(ids)
-    weights = np.vstack([np.ones((1, n)), np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), n_boot)])
+    weights = np.vstack([np.ones((1, n)), _cell_weights(pd.Series(y_true).groupby(cell).first().to_numpy(), n_boot, seed)])
     one = lambda i: _weighted_scores(weights[:, cell[i]], y_true[i], y_a[i], metric) - _weighted_scores(weights[:, cell[i]], y_true[i], y_b[i], metric)
     diff = np.mean([one(splits == s) for s in np.unique(splits)], axis=0); lo, hi = np.quantile(diff[1:], [.025, .975])
     return dict(value=float(diff[0]), lo=float(lo), hi=float(hi), n=n)
 
 # %% ../../nbs/evaluate/10_metrics.ipynb #ca6ab60e
 def confusion_matrix(y_true, y_pred, labels=None, normalize: bool = False) -> pd.DataFrame:
-    "Counts, or shares of each true type, as true x predicted; `labels` fixes the order"
+    "Counts, or shares of all cells of each true type, as true x predicted; `labels` fixes the order and may leave types out"
     labels = list(labels) if labels is not None else sorted({*map(str, y_true), *map(str, y_pred)})
     counts = skm.confusion_matrix(np.asarray(y_true, dtype=str), np.asarray(y_pred, dtype=str), labels=labels)
     table = pd.DataFrame(counts, index=pd.Index(labels, name='true'), columns=pd.Index(labels, name='predicted'))
-    return table.div(table.sum(axis=1).replace(0, 1), axis=0) if normalize else table
+    sizes = pd.Series(list(map(str, y_true))).value_counts().reindex(labels).fillna(1)
+    return table.div(sizes.to_numpy(), axis=0) if normalize else table
 
 # %% ../../nbs/evaluate/10_metrics.ipynb #8a5aa594
 def embedding_scores(Z, labels, seed: int = 0) -> dict[str, float]: # silhouette, ari, nmi

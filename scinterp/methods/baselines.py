@@ -57,7 +57,7 @@ class LogisticHVG(Method):
 
     def _fit(self, X, y, validation): self.model_ = choose(self._candidates(X.shape[1]), X, y, validation)
     def _proba(self, X): return self.model_.predict_proba(X)
-    def _embed(self, X): return self.model_.decision_function(X)
+    def _embed(self, X): return self.model_.decision_function(X).reshape(X.shape[0], -1) # two types have one column
 
 # %% ../../nbs/methods/20_baselines.ipynb #7053dd53
 class KNNPCA(Method):

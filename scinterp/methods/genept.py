@@ -16,15 +16,15 @@ from ..core import InputError
 from .protocol import Method, choose
 
 # %% ../../nbs/methods/30_genept.ipynb #2a9750a3
-def knn_head(k: int = 10) -> KNeighborsClassifier:
-    "Majority vote of the `k` nearest cells by cosine; ties go to the first type in alphabetical order"
-    return KNeighborsClassifier(k, metric='cosine', algorithm='brute')
+def knn_head(k: int = 10, n_cells: int = 10) -> KNeighborsClassifier:
+    "Majority vote of the `k` nearest of `n_cells` cells by cosine; ties go to the first type in alphabetical order"
+    return KNeighborsClassifier(min(k, n_cells), metric='cosine', algorithm='brute')
 
 def logistic_heads(penalties=(1., .01, .1, 10.)) -> list:
     "Standardised logistic regressions, to choose among on validation"
     return [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500)) for c in penalties]
 
-HEADS = dict(knn=lambda: [knn_head()], lr=logistic_heads)
+HEADS = dict(knn=lambda n: [knn_head(n_cells=n)], lr=lambda n: logistic_heads())
 
 # %% ../../nbs/methods/30_genept.ipynb #047f7981
 class TextAverage(Method):
@@ -36,7 +36,7 @@ class TextAverage(Method):
         if self.head not in HEADS: raise InputError(f"no head {self.head!r}: choose one of {', '.join(HEADS)}")
         self.vectors_ = self.table.vectors_for(self.genes_)
         val = validation and (self._embed(validation[0]), validation[1])
-        self.model_ = choose(HEADS[self.head](), self._embed(X), y, val)
+        self.model_ = choose(HEADS[self.head](len(y)), self._embed(X), y, val)
 
     def _proba(self, X): return self.model_.predict_proba(self._embed(X))
     def _embed(self, X): return self.average(X, self.vectors_)

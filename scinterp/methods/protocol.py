@@ -34,6 +34,7 @@ def _expression(self: Method, adata: AnnData) -> sparse.csr_matrix:
     "Log-normalised expression with the genes of training as columns; raises `DataError` if too few are there"
     X = log_normalised(adata)
     if list(adata.var_names) == self.genes_: return X
+    if not adata.var_names.is_unique: raise DataError('gene names are not unique: call adata.var_names_make_unique() first')
     at = adata.var_names.get_indexer(self.genes_); share = self.gene_mass_[at >= 0].sum()
     if share < MIN_MASS:
         raise DataError(f'the query has genes that carried only {share:.0%} of the training expression ({MIN_MASS:.0%} needed): '

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'WITH_TABLE', 'make_method', 'Experiment', 'load_experimen
            'differences']
 
 # %% ../../nbs/run/20_experiment.ipynb #395a9d88
-import json, platform, time, tomllib
+import json, platform, shutil, time, tomllib
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..cells import datasets
-from ..core import DataError, InputError, atomic_path, cache_dir, digest, file_sha256, package_sha256, shipped, write_json
+from ..core import DataError, InputError, atomic_path, cache_dir, digest, code_sha256, file_sha256, shipped, write_json
 from ..evaluate.metrics import embedding_scores, paired_difference, score_table
 from ..evaluate.pl import umap_coordinates
 from ..methods.baselines import KNNPCA, LogisticHVG, Majority
@@ -68,8 +68,9 @@ def load_experiment(paper: str, dataset: str = 'demo', profile: str = 'smoke', s
     "The experiment of `data/configs/<paper>.toml` under one of its profiles; raises `InputError` if there is none"
     config = tomllib.loads(shipped('configs', f'{paper}.toml').read_text()); profiles = config.pop('profiles')
     if profile not in profiles: raise InputError(f"no profile {profile!r} for {paper}: choose one of {', '.join(profiles)}")
-    chosen = profiles[profile] | ({'seeds': list(seeds)} if seeds is not None else {})
-    return Experiment(dataset=dataset, **config, **chosen)
+    chosen = profiles[profile] | ({'seeds': list(seeds)} if seeds is not None else {}); own = chosen.pop('settings', {})
+    common = config.pop('settings', {}); settings = {m: common.get(m, {}) | own.get(m, {}) for m in sorted({*common, *own})}
+    return Experiment(dataset=dataset, settings=settings, **config, **chosen)
 
 # %% ../../nbs/run/20_experiment.ipynb #e78ba61d
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Material:
     splits: dict # by seed
 
     @cached_property
-    def sha256(self) -> dict: return dict(cells=_expression_sha256(self.cells), table=self.table.sha256, split={s: p.cells_sha256 for s, p in self.splits.items()})
+    def sha256(self) -> dict: return dict(cells=_expression_sha256(self.cells), table=self.table.sha256, split={s: p.sha256 for s, p in self.splits.items()})
 
 def _expression_sha256(cells: AnnData) -> str:
     "SHA-256 of the expression matrix, its genes and its cells"
@@ -111,10 +112,14 @@ def material(self: Experiment, progress: bool = False) -> Material:
     return Material(cells, table, {s: datasets.split(cells, self.split, s) for s in self.seeds})
 
 # %% ../../nbs/run/20_experiment.ipynb #add03637
+def _versions() -> dict[str, str]:
+    "Versions of the libraries that numbers depend on"
+    return {p: version(p) for p in ('anndata', 'numpy', 'scanpy', 'scikit-learn', 'torch', 'transformers', 'umap-learn')}
+
 def _arm_key(self: Experiment, arm: Arm, material: Material) -> str:
     "SHA-256 of all that decides what an arm gives"
-    return digest(asdict(arm), self.settings.get(arm.method, {}), self.split, material.splits[arm.seed].cells_sha256, material.sha256['cells'],
-                  material.sha256['table'], package_sha256(), MINILM_SHA256, str(frozen_precision()))
+    return digest(asdict(arm), self.settings.get(arm.method, {}), self.split, material.splits[arm.seed].sha256, material.sha256['cells'],
+                  material.sha256['table'], code_sha256(), MINILM_SHA256, str(frozen_precision()), _versions())
 
 # %% ../../nbs/run/20_experiment.ipynb #81723326
 def _fit_arm(self: Experiment, arm: Arm, material: Material, progress: bool):
@@ -166,6 +171,7 @@ def run(self: Experiment, folder, progress: bool = False) -> Run:
     if (folder/'run.json').is_file() and Run(folder).manifest['manifest'] == manifest: return Run(folder)
     bar = tqdm(arms, desc='methods and controls', disable=not progress, unit='arm')
     for arm in bar: bar.set_postfix_str(arm.label); done.append(self.run_arm(arm, material, folder, progress))
+    for other in set((folder/'arms').iterdir()) - set(done): shutil.rmtree(other) # of another profile, or of code that has changed
     write_results(folder/'results.csv', pd.concat([_arm_results(self, a, d, material, manifest) for a, d in zip(arms, done)]))
     _write_predictions(folder/'predictions.csv', arms, done); _write_maps(self, folder/'maps.csv', arms, done, material)
     write_json(folder/'run.json', dict(scinterp=version('scinterp'), manifest=manifest, identity=identity, made=datetime.now(timezone.utc).isoformat(timespec='seconds'),
@@ -176,15 +182,13 @@ def run(self: Experiment, folder, progress: bool = False) -> Run:
 @patch
 def identity(self: Experiment, material: Material) -> dict:
     "What the numbers depend on: config, data, text, splits, model, versions"
-    packages = ('scinterp', 'anndata', 'numpy', 'scanpy', 'scikit-learn', 'torch', 'transformers')
-    return dict(experiment=asdict(self), package_sha256=package_sha256(), sha256=material.sha256, text=material.table.info, minilm_sha256=MINILM_SHA256,
-                precision=str(frozen_precision()), versions={p: version(p) for p in packages})
+    return dict(experiment=asdict(self), code_sha256=code_sha256(), sha256=material.sha256, text=material.table.info, minilm_sha256=MINILM_SHA256,
+                precision=str(frozen_precision()), versions=_versions())
 
 def _machine() -> dict:
-    "Where it ran, in general terms"
+    "Where it ran, in general terms; everything runs on the CPU so far"
     import torch
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
-    return dict(python=platform.python_version(), system=platform.system(), processor=platform.machine(), device=device, threads=torch.get_num_threads())
+    return dict(python=platform.python_version(), system=platform.system(), processor=platform.machine(), device='cpu', threads=torch.get_num_threads())
 
 # %% ../../nbs/run/20_experiment.ipynb #da363293
 def _arm_results(self: Experiment, arm: Arm, at: Path, material: Material, manifest: str) -> pd.DataFrame:

@@ -29,13 +29,14 @@ def _listed(items) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 def statement(run: Run, table: pd.DataFrame, method: str = 'scinterpreter') -> str: # Markdown
-    "What `differences` shows about a method, in words"
+    "What `differences` shows about a method, in words; of several splits, `[lo, hi]` is that of one split, on average"
     what = run.manifest['identity']['experiment']; metric = what['primary_metric']; splits = len(what['seeds'])
     mine = run.results.query('method == @method and control == "" and metric == @metric')
     parts = [f"{word} {_listed(f'`{r.against}` ({r.value:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}])' for _, r in rows.iterrows())}"
              for word, rows in table.groupby(table.apply(in_words, axis=1), sort=False)]
     return (f"On `{what['dataset']}` ({splits} split{'s'*(splits > 1)}, {mine.n.mean():.0f} test cells each) `{method}` reached a {metric_name(metric)} of "
-            f"{mine.value.mean():.2f} [{mine.lo.mean():.2f}, {mine.hi.mean():.2f}]: {'; '.join(parts)}.")
+            f"{mine.value.mean():.2f} [{mine.lo.mean():.2f}, {mine.hi.mean():.2f}]: {'; '.join(parts)}. "
+            "Each was fitted once a split: the intervals are of the test cells, not of another fit.")
 
 # %% ../../nbs/run/40_report.ipynb #ea337ed6
 _STYLE = """:root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d8dee4;--paper:#fff;--brand:#0072b2}

@@ -36,7 +36,7 @@ def read_results(path) -> pd.DataFrame:
 
 # %% ../../nbs/run/10_results.ipynb #25ee0835
 def results_card(table: pd.DataFrame, metrics=('macro_f1', 'accuracy')) -> pd.DataFrame:
-    "Methods x metrics as text, `value [lo, hi]`, in the order of the table"
+    "Methods x metrics as text, `value [lo, hi]`; of several splits the mean value, and the mean ends of the single splits' intervals"
     t = table[table.metric.isin(metrics)]; mean = t.groupby(['method', 'control', 'metric'], sort=False)[['value', 'lo', 'hi']].mean()
     text = mean.apply(lambda r: f'{r.value:.2f} [{r.lo:.2f}, {r.hi:.2f}]', axis=1).unstack('metric', sort=False)[list(metrics)]
     text.index = ['+'.join(filter(None, names)) for names in text.index]

@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch, patch_to
 
 from ..cells.identifiers import match_genes
-from ..core import InputError, atomic_path, cache_dir, digest
+from ..core import DataError, InputError, atomic_path, cache_dir, digest
 from .descriptions import describe
 from .encoders import encoder as get_encoder
 
@@ -116,12 +116,16 @@ def _cached(path: Path, make):
 # %% ../../nbs/text/30_gene_tables.ipynb #cb0640bd
 @patch_to(GeneTable, cls_method=True)
 def build(cls, genes, # gene names, or an AnnData
-          species: str = 'human', source: str = 'bundled', # 'bundled' or 'symbol'
+          species: str | None = None, # 'human' or 'mouse'; an AnnData from `datasets.load` knows its own
+          source: str = 'bundled', # 'bundled' or 'symbol'
           encoder: str = 'minilm', # 'minilm' or 'tfidf'
           progress: bool = False) -> GeneTable:
-    "Describe and encode `genes`; kept in the cache folder"
+    "Describe and encode `genes`, kept in the cache folder; raises `InputError` without a species, `DataError` if no gene is recognised"
+    species = species or getattr(genes, 'uns', {}).get('scinterp_source', {}).get('species')
+    if not species: raise InputError("whose genes are these? pass species='human' or species='mouse'")
     genes = list(dict.fromkeys(map(str, getattr(genes, 'var_names', genes))))
     texts, encode = describe(genes, species, source), get_encoder(encoder)
+    if (texts.symbol == '').all(): raise DataError(f"none of {len(genes)} genes is known by its name in {species} ({', '.join(genes[:3])}, ...): check species, and use symbols")
     text_sha256 = digest(genes, texts.text.tolist())
     info = dict(source=source, encoder=encode.name, revision=encode.revision, text_sha256=text_sha256, coverage=texts.source.value_counts().to_dict())
     path = cache_dir()/'gene_tables'/f'{digest(text_sha256, species, encode.name, encode.revision)[:24]}.safetensors'
