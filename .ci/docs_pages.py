@@ -287,7 +287,10 @@ def code_cells(cell, source, found, title, relative):
     elif found.get('code-fold') is True: tags.append('hide-input')
     if found.get('warning') is False: tags.append('remove-stderr')
     for output in cell['outputs']:
-        if found.get('output') == 'asis': output.update(output_type='display_data', metadata={}, data={'text/markdown': markdown_of(output)})
+        if found.get('output') == 'asis':
+            text = markdown_of(output)
+            output.clear()
+            output.update(output_type='display_data', metadata={}, data={'text/markdown': text})
         if markdown := joined(output.get('data', {}).get('text/markdown')): output['data']['text/markdown'] = relative(plain(markdown))
     caption = relative(str(found.get('fig-cap') or found.get('tbl-cap') or ''))
     look = {'image': {'alt': str(found.get('fig-alt') or caption or f'Figure of {title}')}}

@@ -34,7 +34,7 @@ def statement(run: Run, table: pd.DataFrame, method: str = 'scinterpreter') -> s
     mine = run.results.query('method == @method and control == "" and metric == @metric')
     parts = [f"{word} {_listed(f'`{r.against}` ({r.value:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}])' for _, r in rows.iterrows())}"
              for word, rows in table.groupby(table.apply(in_words, axis=1), sort=False)]
-    return (f"On `{what['dataset']}` ({splits} split{'s'*(splits > 1)}, {mine.n.mean():.0f} test cells each) `{method}` reached a {metric_name(metric)} of "
+    return (f"On {what['dataset']} ({splits} split{'s'*(splits > 1)}, {mine.n.mean():.0f} test cells each) `{method}` reached a {metric_name(metric)} of "
             f"{mine.value.mean():.2f} [{mine.lo.mean():.2f}, {mine.hi.mean():.2f}]: {'; '.join(parts)}. "
             "Each was fitted once a split: the intervals are of the test cells, not of another fit.")
 
