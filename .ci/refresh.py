@@ -1,4 +1,7 @@
-"""Refresh what is committed of a demo run: its table, pictures and executed notebooks, and the outputs stored in every notebook."""
+"""Refresh what is committed of a demo run (table, pictures, executed notebooks) and the outputs stored in notebooks.
+
+    python .ci/refresh.py RUN_FOLDER [NOTEBOOK ...]      without names: every notebook
+"""
 import shutil
 import subprocess
 import sys
@@ -46,9 +49,9 @@ def store_outputs(path: Path):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        publish(Path(sys.argv[1]))
-    for book in sources():
+    run, *books = map(Path, sys.argv[1:])
+    publish(run)
+    for book in [b.resolve() for b in books] or sources():
         print(book.relative_to(NBS), flush=True)
         store_outputs(book)
     subprocess.run([str(Path(sys.executable).with_name("nbdev_clean"))], cwd=ROOT, check=True)

@@ -166,7 +166,7 @@ class Run:
 @patch
 def run(self: Experiment, folder, progress: bool = False) -> Run:
     "Run every arm that is not done yet, in `folder`, and write the tables"
-    folder = Path(folder); start = time.perf_counter(); material = self.material(progress); arms = self.arms(); done = []
+    folder = Path(folder); material = self.material(progress); arms = self.arms(); done = []
     identity = self.identity(material); manifest = digest(identity)[:12]
     if (folder/'run.json').is_file() and Run(folder).manifest['manifest'] == manifest: return Run(folder)
     bar = tqdm(arms, desc='methods and controls', disable=not progress, unit='arm')
@@ -175,7 +175,7 @@ def run(self: Experiment, folder, progress: bool = False) -> Run:
     write_results(folder/'results.csv', pd.concat([_arm_results(self, a, d, material, manifest) for a, d in zip(arms, done)]))
     _write_predictions(folder/'predictions.csv', arms, done); _write_maps(self, folder/'maps.csv', arms, done, material)
     write_json(folder/'run.json', dict(scinterp=version('scinterp'), manifest=manifest, identity=identity, made=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-               seconds=round(time.perf_counter() - start, 1), machine=_machine(), files={f: file_sha256(folder/f) for f in ('results.csv', 'predictions.csv', 'maps.csv')}))
+               seconds=sum(json.loads((d/'arm.json').read_text())['seconds'] for d in done), machine=_machine(), files={f: file_sha256(folder/f) for f in ('results.csv', 'predictions.csv', 'maps.csv')}))
     return Run(folder)
 
 # %% ../../nbs/run/20_experiment.ipynb #552dd3b6

@@ -6,7 +6,7 @@
 __all__ = ['KERNEL', 'environment_kernel', 'parameter_names', 'NotebookError', 'execute']
 
 # %% ../../nbs/run/30_notebooks.ipynb #15fc0ee1
-import json, os, sys, tempfile
+import json, os, re, sys, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,5 +83,6 @@ def _publish(draft: Path, out: Path, parameters: dict):
     with atomic_path(out) as tmp: nbformat.write(nb, tmp)
 
 def _portable(parameters: dict) -> dict:
-    "Parameters with absolute paths cut to their last part: a path of one machine says nothing on another"
-    return {k: Path(v).name if isinstance(v, str) and os.path.isabs(v) else v for k, v in parameters.items()}
+    "Parameters with absolute paths cut to the folder's final name: a path of one machine says nothing on another"
+    final = lambda path: re.sub(r'^\.(.+)\.partial$', r'\1', Path(path).name) # see `result_folder`
+    return {k: final(v) if isinstance(v, str) and os.path.isabs(v) else v for k, v in parameters.items()}
