@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ["SCINTERP_CACHE"] = tempfile.mkdtemp(prefix="scinterp-cache-")
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = tempfile.mkdtemp(prefix="hypothesis-")  # not in the folder a notebook runs in
 
 
 def pytest_collection_modifyitems(items):
