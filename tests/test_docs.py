@@ -104,7 +104,7 @@ def words(markup):
 
 
 def page_of(book):
-    "The page nbdev gives a notebook: `cells/40_datasets.ipynb` is shown as `cells/datasets.html`"
+    "The page nbdev gives a notebook: `cells/50_datasets.ipynb` is shown as `cells/datasets.html`"
     folder, _, name = book.rpartition("/")
     return f"{folder}/{re.sub(r'^[0-9]+[a-z0-9]*_', '', name)}".lstrip("/").replace(".ipynb", ".html")
 
