@@ -15,7 +15,7 @@ import scanpy as sc
 from anndata import AnnData
 
 from .identifiers import SPECIES
-from .normalise import STATES
+from .normalise import parse_state
 from .splits import Split, make_split, random_split, read_split, save_split
 from ..core import DataError, InputError, shipped
 
