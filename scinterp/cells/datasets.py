@@ -16,8 +16,8 @@ from anndata import AnnData
 
 from .identifiers import SPECIES
 from .normalise import parse_state
-from .splits import Split, make_split, random_split, read_split, save_split
-from ..core import DataError, InputError, shipped
+from .splits import GROUP_KINDS, Split, group_names, make_split, read_split, save_split
+from ..core import DataError, InputError, cache_dir, shipped
 
 # %% ../../nbs/cells/50_datasets.ipynb #11dcda52
 @lru_cache
@@ -81,13 +81,37 @@ def _own_species(adata: AnnData) -> str:
     stated = adata.obs['species'].astype(str).unique() if 'species' in adata.obs else []
     return stated[0] if len(stated) == 1 and stated[0] in SPECIES else ''
 
-# %% ../../nbs/cells/50_datasets.ipynb #32db96b4
-def split(name_or_adata, kind: str = 'random', seed: int = 0) -> Split:
+# %% ../../nbs/cells/50_datasets.ipynb #62139206
+def _groups(adata: AnnData, kind: str, key: str | None) -> list[str] | None:
+    "Donor, sample, study or species of each cell, '' where unknown; raises `DataError` if no column holds it"
+    if kind not in GROUP_KINDS:
+        if key: raise DataError(f"a {kind} split takes no key: use one of {', '.join(GROUP_KINDS)}")
+        return None
+    entry = registry().get(adata.uns.get('scinterp_source', {}).get('name'), {}); column = key or (entry.get(kind) if kind != 'species' else None) or kind
+    if column not in adata.obs:
+        several = [c for c in adata.obs if c != 'cell_type' and 1 < adata.obs[c].nunique() < adata.n_obs]
+        raise DataError(f"no column {column!r} in obs for a {kind} split: pass key= one of {', '.join(several) or '(none has several values)'}")
+    same = {} if key else entry.get(f'same_{kind}', {})
+    return [same.get(g, g) for g in group_names(adata.obs[column])]
+
+# %% ../../nbs/cells/50_datasets.ipynb #624cd815
+def _stored_split(name: str, kind: str, seed: int) -> Path:
+    "Where the split of a named set is, or will be, kept"
+    try: return shipped('splits', name, f'{kind}-{seed}.json')
+    except InputError: return cache_dir()/'splits'/name/f'{kind}-{seed}.json'
+
+# %% ../../nbs/cells/50_datasets.ipynb #7495e838
+def split(name_or_adata, # a name of `names()`, or labelled cells
+          kind: str = 'random', # one of `scinterp.cells.splits.KINDS`
+          seed: int = 0,
+          key: str | None = None # column of obs with the groups; default: the registry's, else one called like the kind
+         ) -> Split: # positions of cells: train, val, test, novel, unused
     "The stored split of a named dataset, or a new one; raises `DataError` if the data have changed since it was stored"
     adata = name_or_adata if isinstance(name_or_adata, AnnData) else load(name_or_adata)
     if 'cell_type' not in adata.obs: raise DataError("no column 'cell_type' in obs: load the cells with si.datasets.load(path, label_key=)")
-    source = adata.uns.get('scinterp_source', {})
-    try: path = shipped('splits', source['name'], f'{kind}-{seed}.json') if source.get('registered') else None
-    except InputError: path = None # none is stored for this kind and seed
-    cells, labels = adata.obs_names, adata.obs['cell_type']
-    return read_split(path, cells, labels) if path else make_split(cells, labels, kind, seed)
+    source = adata.uns.get('scinterp_source', {}); what = adata.obs_names, adata.obs['cell_type']; groups = _groups(adata, kind, key)
+    path = _stored_split(source['name'], kind, seed) if source.get('registered') and not key else None
+    if path and path.is_file(): return read_split(path, *what, groups)
+    made = make_split(*what, kind, seed, groups)
+    if path: save_split(path, made, adata.obs_names)
+    return made
