@@ -75,6 +75,7 @@ def log_base_by_ratios(X, # cells x genes, CSR or dense; a thousand cells are pl
     "'log1p', 'log2p1' or 'log10p1' if, in most cells, values are whole multiples of the cell's smallest once that logarithm is undone; else ''"
     X = sparse.csr_matrix(X); X.eliminate_zeros(); rows = [X.data[s:e].astype(np.float64) for s, e in zip(X.indptr, X.indptr[1:]) if e - s >= 5]
     def whole(x, base): # small multiples only: float32 cannot tell 1000 from 1000.5
+        if x.max()*np.log(base) > 50: return False # no logarithm of a count is so large
         r = np.expm1(x*np.log(base)); r = r/r.min(); r = r[(r > 1.5) & (r < 20)]
         return len(r) >= 2 and np.mean(np.abs(r - np.round(r)) < tolerance) > .95
     share = {name: np.mean([whole(x, base) for x in rows]) if rows else 0. for name, base in BASES.items()}

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 
 from .identifiers import SPECIES, identifier_kind, kind_shares, match_genes
 from .matrices import Scan, scan
-from .nomenclature import names_source
+from .nomenclature import gene_names
 from .normalise import expression_state, log_base_by_ratios, parse_state, state_of
 from ..core import DataError
 
@@ -138,20 +138,21 @@ def recognition(genes, # gene names or ids
                ) -> pd.DataFrame: # gene, symbol, how, share (of the expression)
     "How each gene was matched and what share of the expression it carries"
     mass = np.maximum(np.nan_to_num(np.asarray(mass, np.float64)), 0)
-    return match_genes(genes, species).assign(share=mass/max(mass.sum(), 1e-300))
+    table = match_genes(genes, species).assign(share=mass/max(mass.sum(), 1e-300))
+    table.attrs['names'] = gene_names(species).attrs['source']
+    return table
 
 # %% ../../nbs/cells/25_preflight.ipynb #12654e44
 def _check_recognised(table: pd.DataFrame, columns: dict) -> Finding:
     "Whether enough of the expression belongs to genes that are recognised; `columns` are shares of other columns of var"
     known = table.symbol != ''; mass = table.share[known].sum(); ways = table.how[known].value_counts()
     says = f"{known.mean():.1%} of {len(table):,} genes and {mass:.1%} of the expression are recognised ({', '.join(f'{n:,} by {how}' for how, n in ways.items())})"
-    top = ', '.join(table[~known].nlargest(5, 'share').gene.map(str)); better = max(columns, key=columns.get, default=None)
+    lost = table[~known].nlargest(5, 'share'); top = ', '.join(g + ' (ambiguous)'*(how == 'ambiguous') for g, how in zip(lost.gene, lost.how)); better = max(columns, key=columns.get, default=None)
     says += f'; most expressed of the others: {top}' if top else ''
     if better and columns[better] > known.mean() + .2:
         return Finding('genes', 'problem' if mass < MIN_RECOGNISED else 'note', f'{says}; of var[{better!r}], {columns[better]:.0%} are', f"pass gene_key='{better}'", dict(gene_key=better))
     if mass >= MIN_RECOGNISED: return Finding('genes', 'ok', says)
-    bundled = all(names_source(s) == 'bundled' for s in SPECIES)
-    fix = 'run `scinterp fetch genes` once: only the bundled names are on this machine' if bundled else 'check species and identifiers, or rename the genes'
+    fix = 'run `scinterp fetch genes` once: only the bundled names of some 1,300 genes are on this machine' if table.attrs['names'] == 'bundled' else 'check species and identifiers, or rename the genes'
     return Finding('genes', 'problem', says, fix)
 
 # %% ../../nbs/cells/25_preflight.ipynb #8ca0589d
