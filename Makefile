@@ -43,6 +43,7 @@ figures: $(VENV)/.dev
 
 bench: $(VENV)/.run
 	$(BIN)/python benchmarks/ranking.py
+	$(BIN)/python benchmarks/preflight.py
 
 clean:
 	rm -rf $(VENV) _proc _site build dist *.egg-info

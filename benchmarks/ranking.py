@@ -3,10 +3,9 @@
     python benchmarks/ranking.py [cells] [genes] [non-zeros a cell]
 """
 import sys
-import threading
-import time
 
 import numpy as np
+from measure import measured
 from scipy import sparse
 
 from scinterp.cells.normalise import top_genes
@@ -30,30 +29,6 @@ def loop(X, n):
         order = np.lexsort((row.indices, -row.data))[:n]
         ids[i, : len(order)] = row.indices[order]
     return ids
-
-
-def resident_mb():
-    "Memory of this process now"
-    pages = int(open("/proc/self/statm").read().split()[1])
-    return pages * 4096 / 1e6
-
-
-def measured(call):
-    "Result, seconds, and how far memory rose above the start"
-    start, peak, done = resident_mb(), [0.], threading.Event()
-
-    def watch():
-        while not done.wait(.01):
-            peak[0] = max(peak[0], resident_mb() - start)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    t = time.perf_counter()
-    result = call()
-    seconds = time.perf_counter() - t
-    done.set()
-    watcher.join()
-    return result, seconds, peak[0]
 
 
 if __name__ == "__main__":

@@ -58,8 +58,13 @@ class Scan:
     largest: float # of the finite values, 0 if there are none
 
 # %% ../../nbs/cells/15_matrices.ipynb #24571166
+def _undone(values: np.ndarray, base: float) -> np.ndarray:
+    "`base`**x - 1 in float32; what no logarithm of a count could be is cut at e**80"
+    return np.exp(np.minimum(values.astype(np.float32)*np.float32(np.log(base)), np.float32(80))) - np.float32(1)
+
+# %% ../../nbs/cells/15_matrices.ipynb #ac129c19
 @njit(nogil=True, cache=True)
-def _add_block(indptr, indices, data, log, major, minor, flags, largest):
+def _add_block(indptr, indices, data, linear, major, minor, flags, largest):
     "Add a block to the rows sum, number of non-zeros and linear sum of `major` (along the stored order) and `minor`; returns the largest value"
     for m in range(len(indptr) - 1):
         for i in range(indptr[m], indptr[m + 1]):
@@ -69,18 +74,19 @@ def _add_block(indptr, indices, data, log, major, minor, flags, largest):
             if np.isinf(x): flags[1] += 1; continue
             flags[2] += x < 0; flags[3] += x != np.floor(x); largest = max(largest, x)
             major[0, m] += x; major[1, m] += 1; minor[0, indices[i]] += x; minor[1, indices[i]] += 1
-            if log > 0: v = np.expm1(x*log); major[2, m] += v; minor[2, indices[i]] += v
+            if len(linear): major[2, m] += linear[i]; minor[2, indices[i]] += linear[i]
     return largest
 
-# %% ../../nbs/cells/15_matrices.ipynb #ac129c19
+# %% ../../nbs/cells/15_matrices.ipynb #97967049
 def scan(X, # cells x genes: sparse, dense, or backed by a file
          base: float = np.e # logarithm undone for `linear`
         ) -> Scan:
     "One pass over a matrix; raises `DataError` if it is no matrix"
     by = stored_by(X); totals = {'cells': np.zeros((3, X.shape[0])), 'genes': np.zeros((3, X.shape[1]))}; flags = np.zeros(4, np.int64)
-    major, minor = totals[by], totals['genes' if by == 'cells' else 'cells']; largest, log = 0., None
+    major, minor = totals[by], totals['genes' if by == 'cells' else 'cells']; largest, undo = 0., None
     for start, block in _ahead(blocks(X)):
-        if log is None: log = np.log(base) if (block.data[:100_000] % 1 != 0).any() else 0.
-        largest = _add_block(block.indptr, block.indices, block.data, log, major[:, start:start + len(block.indptr) - 1], minor, flags, largest)
-    (cells, n_cells, linear), (genes, n_genes, _) = totals['cells'], totals['genes']
-    return Scan(cells, genes, n_cells.astype(int), n_genes.astype(int), linear if log else None, *map(int, flags), largest)
+        if undo is None: undo = bool((block.data[:100_000] % 1 != 0).any())
+        linear = _undone(block.data, base) if undo else np.zeros(0, np.float32)
+        largest = _add_block(block.indptr, block.indices, block.data, linear, major[:, start:start + len(block.indptr) - 1], minor, flags, largest)
+    (cells, n_cells, undone), (genes, n_genes, _) = totals['cells'], totals['genes']
+    return Scan(cells, genes, n_cells.astype(int), n_genes.astype(int), undone if undo else None, *map(int, flags), largest)

@@ -163,6 +163,7 @@ def _readable(state: str) -> bool: return state not in ('scaled', 'unknown', 'br
 def _check_values(s: Scan) -> list[Finding]:
     "Values that are missing or infinite, and cells and genes without any"
     found = [Finding('values', 'problem', f'{n:,} values are {what}', 'replace or remove them: expression must be numbers') for n, what in ((s.n_nan, 'missing (NaN)'), (s.n_infinite, 'infinite')) if n]
+    if found: return found
     for n, what in ((int((s.cell_genes == 0).sum()), 'cells'), (int((s.gene_cells == 0).sum()), 'genes')):
         if n: found.append(Finding('empty', 'note', f'{n:,} {what} have no expression at all', f"drop them with sc.pp.filter_{what}(adata, {'min_genes' if what == 'cells' else 'min_cells'}=1)"))
     return found
@@ -195,14 +196,14 @@ def _check_labels(obs: pd.DataFrame, label_key: str | None) -> Finding:
     if missing == len(labels): return Finding('labels', 'problem', f'{key!r} is empty for every cell', choose)
     if missing: return Finding('labels', 'problem', f'{missing:,} of {len(labels):,} cells have no {key!r}', f"drop them: adata = adata[adata.obs['{key}'].notna()]")
     if len(sizes) < 2: return Finding('labels', 'problem', f'{key!r} holds one type only, {sizes.index[0]!r}: at least two are needed to train or score', choose)
-    rare = sizes[sizes < 3]; says = f'{len(sizes)} types in {key!r}, {sizes.min():,} to {sizes.max():,} cells each'
+    rare = sizes[sizes < 3]; says = f'{len(sizes)} types in {key!r}, {sizes.min():,}' + f' to {sizes.max():,}'*(sizes.max() > sizes.min()) + ' cells each'
     return Finding('labels', 'note' if len(rare) else 'ok', says + (f'; {len(rare)} have fewer than 3 cells and are for training only' if len(rare) else ''), arguments=dict(label_key=key) if key != 'cell_type' else {})
 
 # %% ../../nbs/cells/25_preflight.ipynb #6bb1c3ee
 @dataclass(frozen=True)
 class Preflight:
     "What was found in a file"
-    name: str
+    name: str # as `si.datasets.load` takes it
     n_cells: int
     n_genes: int
     species: str # '' if it cannot be told
@@ -266,8 +267,9 @@ def _examine(parts: _Contents, name: str, species, label_key, layer, gene_key, s
     if state: parse_state(state)
     stated = state or ('' if layer else parts.source.get('state', '')); ratios = log_base_by_ratios(_sample(M)) if seen == 'unknown' and not s.n_negative else ''
     states = _states(parts, matrix, seen); species, about_species = _check_species(genes, species or '', _stated_species(parts))
-    findings = [about_species, *_check_names(parts, genes), *_check_values(s), _check_state(matrix, seen, stated, states, ratios), _check_labels(parts.obs, label_key)]
-    table = recognition(genes, s.gene_total if seen != 'scaled' else np.ones(len(genes)), species or 'human'); known = table.symbol != ''
+    broken, usable = s.n_nan + s.n_infinite > 0, s.gene_total.sum() > 0 and seen != 'scaled'
+    findings = [about_species, *_check_names(parts, genes), *_check_values(s), *([] if broken else [_check_state(matrix, seen, stated, states, ratios)]), _check_labels(parts.obs, label_key)]
+    table = recognition(genes, s.gene_total if usable else np.ones(len(genes)), species or 'human'); known = table.symbol != ''
     if species: findings.insert(1, _check_recognised(table, {} if gene_key else _other_columns(parts, matrix, species)))
     return Preflight(name, *M.shape, species, identifier_kind(genes), stated if stated and not _readable(seen) else seen, states, float(known.mean()), float(table.share[known].sum()), _unrecognised(table), findings)
 
@@ -290,23 +292,24 @@ def to_dict(self: Preflight) -> dict:
     return plain | dict(ok=not self.problems, call=self.call, unrecognised=self.unrecognised.to_dict('records'), findings=[asdict(f) for f in self.findings])
 
 # %% ../../nbs/cells/25_preflight.ipynb #fbe8e954
-def _summary(r: Preflight) -> str:
+@patch(as_prop=True)
+def summary(self: Preflight) -> str:
     "The report in one line"
-    return f"{r.name}: {r.n_cells:,} cells x {r.n_genes:,} genes · {r.species or 'species unknown'} · {_KINDS[r.identifiers]} · {r.state}"
+    return f"{Path(self.name).name}: {self.n_cells:,} cells x {self.n_genes:,} genes · {self.species or 'species unknown'} · {_KINDS[self.identifiers]} · {self.state}"
 
 @patch
 def __repr__(self: Preflight):
     lines = [f'{f.level:8} {f.check:12} {f.says}' + (f"\n{'':8} {'':12} -> {f.fix}" if f.fix else '') for f in self.findings]
-    return '\n'.join([_summary(self), *lines, f"\n{self.call}"])
+    return '\n'.join([self.summary, *lines, f"\n{self.call}"])
 
 @patch
 def _repr_html_(self: Preflight):
-    return f'<p><b>{escape(_summary(self))}</b></p>{self.table.to_html(index=False)}<p><code>{escape(self.call)}</code></p>'
+    return f'<p><b>{escape(self.summary)}</b></p>{self.table.to_html(index=False)}<p><code>{escape(self.call)}</code></p>'
 
 # %% ../../nbs/cells/25_preflight.ipynb #fc0edaeb
 def _title(cells, parts: _Contents) -> str:
-    "What to call the cells: their file, or the name they were loaded by"
-    return parts.source.get('name', 'cells') if isinstance(cells, AnnData) else Path(cells).name
+    "What to call the cells: the path of their file, or the name they were loaded by"
+    return parts.source.get('name', 'cells') if isinstance(cells, AnnData) else str(cells)
 
 # %% ../../nbs/cells/25_preflight.ipynb #d8e367d5
 def preflight(cells, # an AnnData, in memory or backed, or the path of an `.h5ad` file

@@ -1,0 +1,189 @@
+"""What `scinterp doctor` says of real files, of bad ones, and of ones made wrong on purpose."""
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from conftest import ROOT
+from scipy import sparse
+
+from scinterp.cells.datasets import load
+from scinterp.cells.preflight import preflight
+from scinterp.core import DataError
+from scinterp.run.cli import main
+
+SHARED = ROOT.parent / "shared" / "data"
+FILES = sorted(SHARED.glob("*.h5ad"))
+GENES = load("demo").var_names
+
+
+def cells(X=None, genes=GENES[:50], labels=("T cell", "B cell"), n=40, **parts):
+    "An AnnData with names of real genes"
+    X = sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (n, len(genes))).astype(np.float32)) if X is None else X
+    obs = pd.DataFrame({"cell_type": np.resize(labels, X.shape[0])}, index=[f"cell{i}" for i in range(X.shape[0])])
+    return ad.AnnData(X, obs=obs, var=pd.DataFrame(index=genes), **parts)
+
+
+def levels(report):
+    return {f.check: f.level for f in report.findings}
+
+
+# real files
+
+
+@pytest.mark.skipif(not FILES, reason="the labelled files of the data folder are not here")
+@pytest.mark.slow(30)
+def test_real_files_show_species_state_and_match(monkeypatch):
+    monkeypatch.setenv("SCINTERP_DATA", str(SHARED))
+    for path in FILES:
+        report, profile = preflight(path, strict=False), path.stem.startswith("ref_profiles")
+        assert report.species == path.stem.split("_")[2 if profile else 0], path.stem
+        assert report.identifiers == "symbol" and report.recognised_mass > 0.96, path.stem
+        assert report.state == ("unknown" if profile else "counts"), path.stem
+        assert {f.check for f in report.problems} == ({"state"} if profile else set()), path.stem
+
+
+@pytest.mark.skipif(not FILES, reason="the labelled files of the data folder are not here")
+def test_without_the_table_of_names_a_transcriptome_is_refused_with_the_way_out(monkeypatch):
+    monkeypatch.delenv("SCINTERP_DATA", raising=False)
+    report = preflight(SHARED / "human_pbmc_kang_ifnb.h5ad", strict=False)
+    assert report.species == "human" and report.recognised_mass < 0.6
+    assert [f.fix for f in report.problems] == ["run `scinterp fetch genes` once: only the bundled names of some 1,300 genes are on this machine"]
+
+
+@pytest.mark.skipif(not FILES, reason="the labelled files of the data folder are not here")
+def test_ids_are_recognised_in_a_real_file(monkeypatch):
+    monkeypatch.setenv("SCINTERP_DATA", str(SHARED))
+    kang = ad.read_h5ad(SHARED / "human_pbmc_kang_8donors_1287genes.h5ad")
+    kang.var["symbol"], kang.var_names = kang.var_names, kang.var["ensembl"].astype(str)
+    plain = preflight(kang, strict=False)
+    kang.var_names = [f"{g}.7" for g in kang.var_names]
+    versioned = preflight(kang, strict=False)
+    assert [plain.identifiers, versioned.identifiers] == ["ensembl", "ensembl-version"]
+    assert plain.recognised_mass == versioned.recognised_mass > 0.9
+    assert plain.species == versioned.species == "human"
+
+
+# what scanpy's users do to a matrix
+
+
+def scaled(a):
+    sc.pp.scale(a)
+
+
+def log2(a):
+    sc.pp.normalize_total(a, target_sum=1e6)
+    sc.pp.log1p(a, base=2)
+    a.uns.pop("log1p")
+
+
+def default_total(a):
+    sc.pp.normalize_total(a)
+    sc.pp.log1p(a)
+
+
+def no_log(a):
+    sc.pp.normalize_total(a, target_sum=1e4)
+
+
+@pytest.mark.parametrize("change,state,level", [(lambda a: None, "counts", "ok"), (log2, "log2p1-cpm", "note"), (default_total, "log1p-cp", "note"),
+                                                (no_log, "cp10k", "note"), (scaled, "scaled", "problem")])
+def test_states_of_scanpy(change, state, level):
+    made = cells()
+    change(made)
+    report = preflight(made, strict=False)
+    assert report.state.startswith(state) and levels(report)["state"] == level
+
+
+def test_scaled_X_points_to_raw():
+    made = cells()
+    sc.pp.normalize_total(made, target_sum=1e4)
+    sc.pp.log1p(made)
+    made.raw = made
+    sc.pp.scale(made)
+    with pytest.raises(DataError, match="pass layer='raw'"):
+        preflight(made)
+    assert preflight(made, layer="raw").state == "log1p-cp10k"
+
+
+def test_genes_chosen_after_normalising_show_their_logarithm():
+    made = cells(n=60, genes=GENES[:400])
+    sc.pp.normalize_total(made, target_sum=1e4)
+    sc.pp.log1p(made)
+    with pytest.raises(DataError, match="pass state='log1p-cp10k'"):
+        preflight(made[:, :200].copy())
+    assert preflight(made[:, :200].copy(), state="log1p-cp10k").state == "log1p-cp10k"
+
+
+def test_a_stated_state_that_the_values_deny():
+    with pytest.raises(DataError, match="stated to be log1p-cp10k, but its values are counts"):
+        preflight(cells(), state="log1p-cp10k")
+
+
+# species
+
+
+@pytest.mark.parametrize("genes,told,finding", [(GENES[:50], "mouse", "written as those of human"), ([g.capitalize() for g in GENES[:50]], "human", "written as those of mouse"),
+                                                ([f"ENSRNOG{i:011}" for i in range(50)], None, "cannot be told")])
+def test_wrong_species(genes, told, finding):
+    with pytest.raises(DataError, match=finding):
+        preflight(cells(genes=genes), species=told)
+
+
+# the command line
+
+
+def bad_files(folder):
+    "Files that are wrong, with the words that must be said of each"
+    good = folder / "good.h5ad"
+    cells().write_h5ad(good)
+    data = good.read_bytes()
+    (folder / "truncated.h5ad").write_bytes(data[: len(data) // 2])
+    (folder / "text.h5ad").write_text("gene\tcell\n" * 100)
+    (folder / "empty.h5ad").write_bytes(b"")
+    cells()[:0].copy().write_h5ad(folder / "nocells.h5ad")
+    cells()[:, :1].copy().write_h5ad(folder / "onegene.h5ad")
+    no_X = cells()
+    ad.AnnData(obs=no_X.obs, var=no_X.var).write_h5ad(folder / "noX.h5ad")
+    with_nan = cells(X=np.full((40, 50), np.nan, np.float32))
+    with_nan.write_h5ad(folder / "nan.h5ad")
+    for name, labels in dict(nolabels=[np.nan], oneclass=["T cell"], somenan=["T cell", "B cell", None]).items():
+        made = cells()
+        made.obs["cell_type"] = pd.Categorical(pd.Series(np.resize(np.array(labels, dtype=object), made.n_obs)))
+        made.write_h5ad(folder / f"{name}.h5ad")
+    return {"truncated": "cannot be read as .h5ad", "text": "cannot be read as .h5ad", "empty": "cannot be read as .h5ad", "missing": "not a file", "nocells": "no cells", "onegene": "1 gene",
+            "noX": "no expression", "nan": "NaN", "nolabels": "is empty for every cell", "oneclass": "one type only", "somenan": "have no 'cell_type'"}
+
+
+@pytest.mark.slow(20)
+def test_bad_files_are_one_sentence_and_exit_2(scinterp, tmp_path, capsys, monkeypatch):
+    said_of = bad_files(tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for name, words in said_of.items():
+        monkeypatch.setattr("sys.argv", ["scinterp", "doctor", str(tmp_path / f"{name}.h5ad")])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = "".join(capsys.readouterr())
+        assert end.value.code == 2 and words in said and "Traceback" not in said, (name, said)
+    done = scinterp("doctor", tmp_path / "truncated.h5ad")  # as a process, too
+    assert done.returncode == 2 and done.stderr.startswith("scinterp: truncated.h5ad cannot be read") and done.stderr.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_report_as_json(scinterp, tmp_path):
+    made = cells()
+    made.obs["kind"] = made.obs.pop("cell_type")
+    made.write_h5ad(tmp_path / "cells.h5ad")
+    done = scinterp("doctor", tmp_path / "cells.h5ad", "--label", "kind", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["ok"] and report["species"] == "human" and report["state"] == "counts"
+    missing = scinterp("doctor", tmp_path / "cells.h5ad", "--label", "kinds")
+    assert missing.returncode == 2 and "but 'kind'" in missing.stdout
+
+
+def test_doctor_of_the_machine(scinterp):
+    done = scinterp("doctor", "--json")
+    checks = {f["check"] for f in json.loads(done.stdout)}
+    assert done.returncode == 0 and {"packages", "device", "text model", "gene names", "cache"} <= checks
