@@ -196,7 +196,7 @@ def _check_labels(obs: pd.DataFrame, label_key: str | None) -> Finding:
     if missing == len(labels): return Finding('labels', 'problem', f'{key!r} is empty for every cell', choose)
     if missing: return Finding('labels', 'problem', f'{missing:,} of {len(labels):,} cells have no {key!r}', f"drop them: adata = adata[adata.obs['{key}'].notna()]")
     if len(sizes) < 2: return Finding('labels', 'problem', f'{key!r} holds one type only, {sizes.index[0]!r}: at least two are needed to train or score', choose)
-    rare = sizes[sizes < 3]; says = f'{len(sizes)} types in {key!r}, {sizes.min():,}' + f' to {sizes.max():,}'*(sizes.max() > sizes.min()) + ' cells each'
+    rare = sizes[sizes < 3]; says = f'{len(sizes)} types in {key!r}, {sizes.min():,}' + f' to {sizes.max():,}'*bool(sizes.max() > sizes.min()) + ' cells each'
     return Finding('labels', 'note' if len(rare) else 'ok', says + (f'; {len(rare)} have fewer than 3 cells and are for training only' if len(rare) else ''), arguments=dict(label_key=key) if key != 'cell_type' else {})
 
 # %% ../../nbs/cells/25_preflight.ipynb #6bb1c3ee
