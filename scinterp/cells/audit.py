@@ -38,9 +38,11 @@ def label_words(label: str) -> tuple[str, ...]:
     text = str(label).strip().lower()
     for pattern, plain in _SPELLING: text = re.sub(pattern, plain, text)
     words = [_singular(w) for w in re.findall(r'\w+(?:\+\d+)?', text.replace('_', ' '))]
-    return tuple(w for w in words if w not in _EMPTY) or tuple(words)
+    return tuple(w for w in words if w not in _EMPTY) or tuple(words) or (text,)
 
 # %% ../../nbs/cells/35_audit.ipynb #d5053e2d
+_LETTERS = {frozenset(c) for c in 'abcdefghijklmnopqrstuvwxyz'} # a cluster called D is no D cell of the pancreas
+
 @lru_cache
 def _ontology() -> dict[frozenset, str]:
     "Cell Ontology id by words"
@@ -48,13 +50,14 @@ def _ontology() -> dict[frozenset, str]:
     for name, cl in zip(table.name, table.cl_id): ids.setdefault(frozenset(label_words(name)), {cl})
     names = set(ids)
     for synonyms, cl in zip(table.synonyms, table.cl_id):
-        for s in filter(None, synonyms.split('|')):
-            if (words := frozenset(label_words(s))) not in names: ids.setdefault(words, set()).add(cl)
+        for words in (frozenset(label_words(s)) for s in synonyms.split('|') if s):
+            if words not in names and words not in _LETTERS: ids.setdefault(words, set()).add(cl)
     return {words: '|'.join(sorted(found)) for words, found in ids.items()}
 
 def ontology_id(label: str) -> str:
     "Cell Ontology id of a label, if the bundled cell types have it, else ''"
-    return _ontology().get(frozenset(label_words(label)), '')
+    plain = re.sub(r'\s*\([^)]*\)', '', str(label)) # without what stands in brackets: "(OPC)"
+    return _ontology().get(frozenset(label_words(label))) or _ontology().get(frozenset(label_words(plain)), '')
 
 # %% ../../nbs/cells/35_audit.ipynb #ee8a16cf
 _CLUSTER = r'(?:cluster|clust|cl|c|leiden|louvain|group|seurat clusters?)?[ _.-]*\d+'
@@ -146,7 +149,7 @@ def nearest_by_expression(adata: AnnData, labels: np.ndarray) -> pd.DataFrame: #
 # %% ../../nbs/cells/35_audit.ipynb #d53829e2
 def _sources(labels: np.ndarray, groups: np.ndarray) -> pd.DataFrame: # index label: n_groups, main, main_share
     "In how many groups each label occurs, and which holds most of its cells"
-    known = groups != ''; table = pd.crosstab(labels[known], groups[known]).reindex(np.unique(labels), fill_value=0)
+    known = groups != ''; table = pd.crosstab(labels[known], groups[known]).reindex(pd.Index(np.unique(labels), name='label'), fill_value=0)
     if not table.shape[1]: return pd.DataFrame(dict(n=0, main='', share=np.nan), index=table.index)
     total = table.sum(axis=1)
     return pd.DataFrame(dict(n=(table > 0).sum(axis=1), main=table.idxmax(axis=1).where(total > 0, ''), share=table.max(axis=1)/total.where(total > 0)))
