@@ -16,11 +16,13 @@ from scinterp.core import DataError
 
 SHARED = ROOT.parent / "shared" / "data"
 FLAGGED = {  # every label of the real sets that the words give away, and no other
-    "human_multistudy": {"B lymphoblast line CRL-2339": "cell line", "breast carcinoma line CRL-2338": "cell line", "chronic myeloid leukaemia line K562": "cell line",
+    "human_multistudy": {"B lymphoblast line CRL-2339": "cell line", "breast carcinoma line CRL-2338": "cell line",
+                         "chronic myeloid leukaemia line K562": "cell line",
                          "promyelocytic leukaemia line HL60": "cell line", "fetal cortex GW16": "tissue or organ", "fetal cortex GW21": "tissue or organ",
                          "fetal cortex GW21+3": "tissue or organ", "T and NK cells (unresolved)": "unresolved"},
     "human_pancreas_tumour_pdacA": {"Cancer clone A": "disease", "Cancer clone B": "disease"},
-    "mouse_multistudy": {}, "human_embryo_yan": {}, "human_pbmc_kang_ifnb": {}, "human_pbmc_kang_8donors_1287genes": {}, "human_pbmc_zheng_sorted7": {}, "mouse_gut_mca": {},
+    "mouse_multistudy": {}, "human_embryo_yan": {}, "human_pbmc_kang_ifnb": {}, "human_pbmc_kang_8donors_1287genes": {},
+    "human_pbmc_zheng_sorted7": {}, "mouse_gut_mca": {},
     "mouse_lung_zilionis_healthy_tumour": {}, "mouse_marrow_paul15": {}, "mouse_oligodendrocyte_marques": {}, "mouse_pancreas_e15_bastidas": {},
 }
 
