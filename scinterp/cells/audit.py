@@ -22,7 +22,8 @@ from .splits import group_names
 from ..core import DataError, shipped
 
 # %% ../../nbs/cells/35_audit.ipynb #d9697dd2
-_SPELLING = [(r'haem', 'hem'), (r'leukaem', 'leukem'), (r'oesoph', 'esoph'), (r'foet', 'fet'), (r'tumour', 'tumor'), (r'fibre', 'fiber'), (r'centre', 'center'),
+_SPELLING = [(r'haem', 'hem'), (r'leukaem', 'leukem'), (r'oesoph', 'esoph'), (r'foet', 'fet'), (r'tumour', 'tumor'), (r'fibre', 'fiber'),
+             (r'centre', 'center'),
              ('α', 'alpha'), ('β', 'beta'), ('γ', 'gamma'), ('δ', 'delta'), ('ε', 'epsilon'),
              (r'(\w)(?:[- ](?:negative|neg)\b|-(?!\w))', r'\1neg'), (r'(\w)(?:[- ](?:positive|pos)\b|\+(?!\d))', r'\1 '), # CD25- , CD14+
              (r'\b(\d+)[- ]cells?\b', r'\1cell'), # 2-cell: a stage, not a number
@@ -38,9 +39,11 @@ def label_words(label: str) -> tuple[str, ...]:
     text = str(label).strip().lower()
     for pattern, plain in _SPELLING: text = re.sub(pattern, plain, text)
     words = [_singular(w) for w in re.findall(r'\w+(?:\+\d+)?', text.replace('_', ' '))]
-    return tuple(w for w in words if w not in _EMPTY) or tuple(words)
+    return tuple(w for w in words if w not in _EMPTY) or tuple(words) or (text,)
 
 # %% ../../nbs/cells/35_audit.ipynb #d5053e2d
+_LETTERS = {frozenset(c) for c in 'abcdefghijklmnopqrstuvwxyz'} # a cluster called D is no D cell of the pancreas
+
 @lru_cache
 def _ontology() -> dict[frozenset, str]:
     "Cell Ontology id by words"
@@ -48,37 +51,47 @@ def _ontology() -> dict[frozenset, str]:
     for name, cl in zip(table.name, table.cl_id): ids.setdefault(frozenset(label_words(name)), {cl})
     names = set(ids)
     for synonyms, cl in zip(table.synonyms, table.cl_id):
-        for s in filter(None, synonyms.split('|')):
-            if (words := frozenset(label_words(s))) not in names: ids.setdefault(words, set()).add(cl)
+        for words in (frozenset(label_words(s)) for s in synonyms.split('|') if s):
+            if words not in names and words not in _LETTERS: ids.setdefault(words, set()).add(cl)
     return {words: '|'.join(sorted(found)) for words, found in ids.items()}
 
 def ontology_id(label: str) -> str:
     "Cell Ontology id of a label, if the bundled cell types have it, else ''"
-    return _ontology().get(frozenset(label_words(label)), '')
+    plain = re.sub(r'\s*\([^)]*\)', '', str(label)) # without what stands in brackets: "(OPC)"
+    return _ontology().get(frozenset(label_words(label))) or _ontology().get(frozenset(label_words(plain)), '')
 
 # %% ../../nbs/cells/35_audit.ipynb #ee8a16cf
 _CLUSTER = r'(?:cluster|clust|cl|c|leiden|louvain|group|seurat clusters?)?[ _.-]*\d+'
-_UNRESOLVED = set('''unknown unassigned unresolved unclassified unidentified undefined undetermined unannotated uncharacterized uncharacterised unlabeled unlabelled
- doublet multiplet ambiguous mixed other'''.split())
+_UNRESOLVED = set('''
+    unknown unassigned unresolved unclassified unidentified undefined undetermined unannotated uncharacterized uncharacterised unlabeled unlabelled
+    doublet multiplet ambiguous mixed other'''.split())
 _NOTHING = {'', 'na', 'n/a', 'nan', 'none', 'null', 'nd', '-', '?'}
-_TECHNICAL = set('''fluorescent gfp egfp yfp eyfp rfp mcherry tdtomato dsred luciferase reporter transgene plasmid barcode ercc spike artifact artefact debris ambient
- background contamination contaminated contaminant'''.split())
+_TECHNICAL = set('''
+    fluorescent gfp egfp yfp eyfp rfp mcherry tdtomato dsred luciferase reporter transgene plasmid barcode ercc spike artifact artefact debris ambient
+    background contamination contaminated contaminant'''.split())
 _TECHNICAL_PHRASES = ('low quality', 'poor quality', 'empty droplet', 'high mito', 'high mitochondrial', 'spike in')
-_LINES = r'k-?562|hl-?60|u-?937|thp-?1|jurkat|raji|ramos|hek-?293t?|293t?|hela|hep-?g2|huh-?7|mcf-?7|mcf-?10a|mda-?mb-?\d+|a-?549|h1299|h1975|hcc827|caco-?2|hct-?116|sw480|ht-?29|' \
-         r'lncap|pc-?3|du-?145|nih-?3t3|3t3|raw264\.?7?|bj|imr-?90|gm12878|sh-?sy5y|vero|cho|cos-?7|crl-?\d+|ccl-?\d+|htb-?\d+|cell lines?|line [a-z0-9-]*\d'
+_LINES = (r'k-?562|hl-?60|u-?937|thp-?1|jurkat|raji|ramos|hek-?293t?|293t?|hela|hep-?g2|huh-?7|mcf-?7|mcf-?10a|mda-?mb-?\d+|a-?549|'
+          r'h1299|h1975|hcc827|caco-?2|hct-?116|sw480|ht-?29|lncap|pc-?3|du-?145|nih-?3t3|3t3|raw264\.?7?|bj|imr-?90|gm12878|sh-?sy5y|'
+          r'vero|cho|cos-?7|crl-?\d+|ccl-?\d+|htb-?\d+|cell lines?|line [a-z0-9-]*\d')
 
 # %% ../../nbs/cells/35_audit.ipynb #dd63c853
-_DISEASE = set('''cancer carcinoma adenocarcinoma sarcoma tumor leukemia lymphoma myeloma melanoma glioma glioblastoma neuroblastoma retinoblastoma blastoma adenoma neoplasm
- neoplasia metastasis metastatic malignant malignancy disease syndrome disorder retinitis fibrosis cirrhosis sclerosis dystrophy diabetes infection sepsis stroke
- anemia ischemia atrophy necrosis asthma covid alzheimer parkinson'''.split())
+_DISEASE = set('''
+    cancer carcinoma adenocarcinoma sarcoma tumor leukemia lymphoma myeloma melanoma glioma glioblastoma neuroblastoma retinoblastoma blastoma adenoma
+    neoplasm neoplasia metastasis metastatic malignant malignancy disease syndrome disorder retinitis fibrosis cirrhosis sclerosis dystrophy diabetes
+    infection sepsis stroke anemia ischemia atrophy necrosis asthma covid alzheimer parkinson'''.split())
 _DISEASE_ENDING = r'\w+(?:itis|carcinoma|sarcoma|pathy|emia|omatosis)'
-_CHEMICAL = set('''pyrene benzopyrene benzene toluene phenol dioxin ethanol methanol dmso acetone acid chloride sulfate sulphate peroxide formaldehyde cisplatin doxorubicin tamoxifen
- dexamethasone paclitaxel rapamycin metformin lipopolysaccharide lps pma ionomycin vehicle treated untreated treatment drug compound'''.split())
-_CELL = r'\w*(?:cyte|blast|phil|phage|mast|glia|neuron|clast|progenitor|precursor|lymphoid|myeloid|epithelial|endothelial|mesenchymal|thelial|plasma|nk|dc|stem)'
-_TISSUE = set('''blood marrow bone brain forebrain midbrain hindbrain cerebellum cortex hippocampus hypothalamus amygdala striatum thalamus medulla spinal cord nerve retina eye cornea ear cochlea
- skin epidermis dermis heart atrium ventricle aorta artery vein lung trachea airway liver kidney bladder stomach gut tube intestine colon rectum esophagus pancreas spleen thymus lymph node
- tonsil muscle skeletal skeleton cartilage tendon limb tail head trunk breast gland thyroid pituitary adrenal ovary testis uterus endometrium prostate placenta amnion chorion yolk sac
- allantois umbilical fat tissue organ body embryo fetus'''.split())
+_CHEMICAL = set('''
+    pyrene benzopyrene benzene toluene phenol dioxin ethanol methanol dmso acetone acid chloride sulfate sulphate peroxide formaldehyde cisplatin
+    doxorubicin tamoxifen dexamethasone paclitaxel rapamycin metformin lipopolysaccharide lps pma ionomycin vehicle treated untreated treatment drug
+    compound'''.split())
+_CELL = (r'\w*(?:cyte|blast|phil|phage|mast|glia|neuron|clast|progenitor|precursor|lymphoid|'
+         r'myeloid|epithelial|endothelial|mesenchymal|thelial|plasma|nk|dc|stem)')
+_TISSUE = set('''
+    blood marrow bone brain forebrain midbrain hindbrain cerebellum cortex hippocampus hypothalamus amygdala striatum thalamus medulla spinal cord
+    nerve retina eye cornea ear cochlea skin epidermis dermis heart atrium ventricle aorta artery vein lung trachea airway liver kidney bladder
+    stomach gut tube intestine colon rectum esophagus pancreas spleen thymus lymph node tonsil muscle skeletal skeleton cartilage tendon limb tail
+    head trunk breast gland thyroid pituitary adrenal ovary testis uterus endometrium prostate placenta amnion chorion yolk sac allantois umbilical
+    fat tissue organ body embryo fetus'''.split())
 _AGE = {'fetal', 'adult', 'embryonic', 'neonatal', 'developing', 'left', 'right', 'upper', 'lower', 'primary', 'normal', 'healthy', 'small', 'large'}
 
 # %% ../../nbs/cells/35_audit.ipynb #0584f449
@@ -146,7 +159,7 @@ def nearest_by_expression(adata: AnnData, labels: np.ndarray) -> pd.DataFrame: #
 # %% ../../nbs/cells/35_audit.ipynb #d53829e2
 def _sources(labels: np.ndarray, groups: np.ndarray) -> pd.DataFrame: # index label: n_groups, main, main_share
     "In how many groups each label occurs, and which holds most of its cells"
-    known = groups != ''; table = pd.crosstab(labels[known], groups[known]).reindex(np.unique(labels), fill_value=0)
+    known = groups != ''; table = pd.crosstab(labels[known], groups[known]).reindex(pd.Index(np.unique(labels), name='label'), fill_value=0)
     if not table.shape[1]: return pd.DataFrame(dict(n=0, main='', share=np.nan), index=table.index)
     total = table.sum(axis=1)
     return pd.DataFrame(dict(n=(table > 0).sum(axis=1), main=table.idxmax(axis=1).where(total > 0, ''), share=table.max(axis=1)/total.where(total > 0)))
@@ -156,10 +169,12 @@ def _whole(table: pd.DataFrame, labels: np.ndarray, studies, min_cells: int) -> 
     "What is said of the whole set"
     p = table.n/table.n.sum(); enough = table[table.n >= min_cells]
     whole = dict(n_cells=int(table.n.sum()), n_types=len(table), min_cells=min_cells, n_enough=len(enough), imbalance=float(table.n.max()/table.n.min()),
-                 effective_types=float(np.exp(-(p*np.log(p)).sum())), n_flagged=int((table.not_a_cell_type != '').sum()), n_near_duplicate=int((table.near_duplicate != '').sum()))
+                 effective_types=float(np.exp(-(p*np.log(p)).sum())), n_flagged=int((table.not_a_cell_type != '').sum()),
+                 n_near_duplicate=int((table.near_duplicate != '').sum()))
     if studies is None: return whole
     known = studies != ''; counts = pd.crosstab(labels[known], studies[known])
-    return whole | dict(n_studies=counts.shape[1], n_confounded=int(enough.confounded.sum()), confounded_share=float(enough.confounded.mean()) if len(enough) else float('nan'),
+    return whole | dict(n_studies=counts.shape[1], n_confounded=int(enough.confounded.sum()),
+                        confounded_share=float(enough.confounded.mean()) if len(enough) else float('nan'),
                         cramers_v=float(association(counts, method='cramer')) if min(counts.shape) > 1 else float('nan'))
 
 # %% ../../nbs/cells/35_audit.ipynb #9dd6bf38

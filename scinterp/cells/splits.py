@@ -124,11 +124,13 @@ def _held_out(has: pd.DataFrame, kind: str, seed: int) -> tuple[list[str], list[
 def _grouped(labels: np.ndarray, groups: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, dict]: # one character a cell; groups held out
     "Codes of a split by groups, whose cells stand in the order of their ids"
     known = groups != ''; has = pd.crosstab(groups[known], labels[known]) > 0
-    if len(has) < 2: raise DataError(f"{len(has) or 'no'} {kind} is known, and at least two are needed to hold one out: use kind='random', or name another column with key=")
+    if len(has) < 2:
+        raise DataError(f"{len(has) or 'no'} {kind} is known, and at least two are needed to hold one out: use kind='random', or name another column with key=")
     test, val = _held_out(has, kind, seed)
     codes = np.select([~known, np.isin(groups, test), np.isin(groups, val)], ['-', 'e', 'v'], 't'); train = np.flatnonzero(codes == 't')
     if not val: codes[train[random_split(labels[train], seed)[1]]] = 'v'
-    if 'v' not in codes: raise DataError(f'outside {kind} {", ".join(test)} every type has fewer than 3 cells, so none can be held out for validation: use more cells')
+    if 'v' not in codes:
+        raise DataError(f'outside {kind} {", ".join(test)} every type has fewer than 3 cells, so none can be held out for validation: use more cells')
     unseen = ~np.isin(labels, labels[codes == 't']); codes[unseen & (codes == 'e')] = 'n'; codes[unseen & (codes == 'v')] = '-'
     return codes, dict(test=sorted(test), val=sorted(val))
 
@@ -170,7 +172,8 @@ def make_split(cells, # id of each cell
     "A new split of these cells; raises `DataError` if they cannot be split so"
     _check_asked(kind, seed, groups); ids, labels = np.array(_text(cells, 'id'), str), np.array(_text(labels, 'label'), str)
     about = dict(kind=kind, seed=int(seed), cells_sha256=cells_sha256(ids, labels))
-    if len(ids) != len(labels) or groups is not None and len(groups) != len(ids): raise DataError('cells, labels and groups differ in length: give one of each for every cell')
+    if len(ids) != len(labels) or groups is not None and len(groups) != len(ids):
+        raise DataError('cells, labels and groups differ in length: give one of each for every cell')
     if kind == 'random': codes = _random(labels, seed)
     elif kind not in GROUP_KINDS: codes = _fewshot(ids, labels, int(kind.split('-')[1]), seed)
     else:
@@ -183,7 +186,8 @@ def make_split(cells, # id of each cell
 def save_split(path, split: Split, cells):
     "Write a split of these cells as JSON, atomically"
     ids = np.array(list(map(str, cells)), str); codes = np.array([PARTS[name] for name in part_names(split)])
-    record = dict(kind=split.kind, seed=split.seed, groups=split.groups, n=split.sizes, ids_sha256=digest(sorted(ids.tolist())), cells_sha256=split.cells_sha256,
+    record = dict(kind=split.kind, seed=split.seed, groups=split.groups, n=split.sizes, ids_sha256=digest(sorted(ids.tolist())),
+                  cells_sha256=split.cells_sha256,
                   groups_sha256=split.groups_sha256, sha256=split.sha256, parts=''.join(codes[np.argsort(ids, kind='stable')]))
     write_json(path, record | dict(file_sha256=digest(record)))
 
@@ -191,8 +195,10 @@ def save_split(path, split: Split, cells):
 def _read_record(path: Path) -> dict:
     "What a split file says; raises `DataError` if it is truncated or altered"
     try: record = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, OSError) as e: raise DataError(f'{path.name} cannot be read as a stored split ({type(e).__name__}): restore it, or make a new split') from None
-    if not isinstance(record, dict) or record.pop('file_sha256', '') != digest(record): raise DataError(f'{path.name} was altered after it was written: restore it, or make a new split')
+    except (ValueError, OSError) as e:
+        raise DataError(f'{path.name} cannot be read as a stored split ({type(e).__name__}): restore it, or make a new split') from None
+    if not isinstance(record, dict) or record.pop('file_sha256', '') != digest(record):
+        raise DataError(f'{path.name} was altered after it was written: restore it, or make a new split')
     return record
 
 # %% ../../nbs/cells/30_splits.ipynb #09fde0ac
@@ -200,10 +206,12 @@ def read_split(path, cells, labels,
                groups=None # compared with those it was made for, if given
               ) -> Split:
     "Read a stored split; raises `DataError` if the cells, their labels or their groups have changed since, or the file was altered"
-    path = Path(path); stored = _read_record(path); ids = np.array(list(map(str, cells)), str); again = 'use the same data, or make a new split with make_split'
+    path = Path(path); stored = _read_record(path); ids = np.array(list(map(str, cells)), str)
+    again = 'use the same data, or make a new split with make_split'
     if digest(sorted(ids.tolist())) != stored['ids_sha256']: raise DataError(f'{path.name} was made for other cells: {again}')
     if cells_sha256(ids, labels) != stored['cells_sha256']: raise DataError(f'{path.name} was made for other labels of these cells: {again}')
-    if groups is not None and stored['groups_sha256'] != cells_sha256(ids, group_names(groups)): raise DataError(f"{path.name} was made for another {stored['kind']} column: {again}")
+    if groups is not None and stored['groups_sha256'] != cells_sha256(ids, group_names(groups)):
+        raise DataError(f"{path.name} was made for another {stored['kind']} column: {again}")
     codes = np.empty(len(ids), '<U1'); codes[np.argsort(ids, kind='stable')] = list(stored['parts'])
     split = _from_codes(codes, ids, **{k: stored[k] for k in ('kind', 'seed', 'groups', 'cells_sha256', 'groups_sha256')})
     if split.sha256 != stored['sha256']: raise DataError(f'{path.name} does not hold the split it names: restore it, or make a new split')

@@ -134,14 +134,16 @@ def _findings(table: pd.DataFrame) -> pd.DataFrame: # finding, note
     column = lambda name, default: table[name].fillna(default) if name in table else pd.Series(default, index=table.index)
     kind, other, one = column('not_a_cell_type', '').astype(str), column('near_duplicate', '').astype(str), column('confounded', False).astype(bool)
     finding = np.select([kind != '', other != '', one], list(FINDINGS)[:3], 'nothing found')
-    return pd.DataFrame(dict(finding=finding, note=np.where(kind != '', kind, np.where(other != '', 'like ' + other.str.replace('|', ', '), np.where(one, column('main_study', ''), '')))))
+    note = np.select([kind != '', other != '', one], [kind, 'like ' + other.str.replace('|', ', '), column('main_study', '').astype(str)], '')
+    return pd.DataFrame(dict(finding=finding, note=note))
 
 # %% ../../nbs/evaluate/20_plots.ipynb #1d8aa616
 def label_audit(table: pd.DataFrame, # of an audit, one row a label: label, n, and where known not_a_cell_type, near_duplicate, confounded, main_study
                 ax=None, min_cells: int = 10):
     "Horizontal bars of cells per type, coloured by what the audit found; returns the Axes"
     found = _findings(table); ax = ax or plt.subplots(figsize=(6.5, .155*len(table) + 1), layout='constrained')[1]; most = table.n.max()
-    ax.axvline(min_cells, color='#333333', lw=.7, ls=':', zorder=0); ax.barh(np.arange(len(table)), table.n - .7, left=.7, height=.74, color=found.finding.map(FINDINGS), lw=0)
+    ax.axvline(min_cells, color='#333333', lw=.7, ls=':', zorder=0)
+    ax.barh(np.arange(len(table)), table.n - .7, left=.7, height=.74, color=found.finding.map(FINDINGS), lw=0)
     for i, (n, note) in enumerate(zip(table.n, found.note)):
         note = note if len(note) < 38 else note[:36] + '...'
         ax.text(n*1.12, i, f'{n:,}  {note}'.strip(), va='center', fontsize=6, color='#333333', bbox=dict(facecolor='white', lw=0, pad=.4))
