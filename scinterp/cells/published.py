@@ -71,18 +71,27 @@ def read_rdata(path # an `.rda` or `.RData` file, in any of R's formats and comp
     if not path.is_file(): raise DataError(f'{path} is not a file: check the path')
     try: objects = _parse_rdata(path)
     except MemoryError: raise DataError(f'{path.name} needs more memory than there is: 4 GB free are enough for every published set') from None
-    except Exception as e: raise DataError(f'{path.name} cannot be read as an R workspace ({type(e).__name__}): it may be truncated or of another format') from e
+    except Exception as e: raise DataError(f'{path.name} is no readable R workspace ({type(e).__name__}): it may be truncated or of another format') from e
     if not isinstance(objects, dict): raise DataError(f'{path.name} holds one object without a name (.rds), and a workspace (.rda) is wanted: save() it in R')
     return {str(name): value for name, value in objects.items()}
 
 # %% ../../nbs/cells/44_published.ipynb #8eda2e86
+_OTHER = "another version of the file than the registry's" # what every surprise means: the addresses in the registry name one commit
+
+def _entries(obj) -> Mapping:
+    "What an S4 object, a list or an environment holds, by name; empty for anything else"
+    if isinstance(obj, SimpleNamespace): return vars(obj)
+    return obj.maps[0] if isinstance(obj, ChainMap) else obj if isinstance(obj, Mapping) else {}
+
 def inside(obj, # from `read_rdata`
            *names: str # one a step
           ):
     "What an R object holds at a path of slots, list elements or environment entries; raises `DataError` with what is there"
     for name in names:
-        here = vars(obj) if isinstance(obj, SimpleNamespace) else obj.maps[0] if isinstance(obj, ChainMap) else obj if isinstance(obj, Mapping) else {}
-        if name not in here: raise DataError(f"the R object holds no {name!r} but {', '.join(map(str, list(here)[:12])) or 'nothing that has a name'}: it is another version than the registry's")
+        here = _entries(obj)
+        if name not in here:
+            there = ', '.join(map(str, list(here)[:12])) or 'nothing that has a name'
+            raise DataError(f'the R object holds no {name!r} but {there}: this is {_OTHER}')
         obj = here[name]
     return obj
 
@@ -124,7 +133,7 @@ def _whole(x: sp.csr_matrix, tolerance: float) -> tuple[sp.csr_matrix, float]:
     "Rounded values and the largest distance from a whole number; raises `DataError` above `tolerance`"
     whole = np.rint(x.data); residual = float(np.abs(x.data - whole).max(initial=0))
     if not residual <= tolerance: # NaN too
-        raise DataError(f'the values do not come back as counts ({residual:.3g} from a whole number, {tolerance:g} allowed): they were normalised in another way')
+        raise DataError(f'the values do not come back as counts ({residual:.3g} from a whole number, limit {tolerance:g}): they were normalised differently')
     counts = sp.csr_matrix((whole.astype(np.float32), x.indices, x.indptr), shape=x.shape); counts.eliminate_zeros()
     return counts, residual
 
@@ -164,16 +173,21 @@ def _names_of(dataset: str, labels) -> pd.DataFrame:
     "Our names for the labels of a set, one row a cell; raises `DataError` for a label without any"
     table = published_labels(); table = table[table.dataset == dataset].set_index('label'); labels = np.asarray(labels, dtype=str)
     unknown = sorted(set(labels.tolist()) - set(table.index))
-    if unknown: raise DataError(f"{dataset} has the label {unknown[0]!r}, which published_labels.tsv does not name: the file is another version than the registry's")
+    if unknown: raise DataError(f'{dataset} has the label {unknown[0]!r}, which published_labels.tsv does not name: this is {_OTHER}')
     return table.loc[labels]
 
 # %% ../../nbs/cells/44_published.ipynb #23fd3588
-def _dataset(name: str, matrix: tuple, labels, residual: float = 0., **columns) -> AnnData:
-    "Cells with counts, our label names and these columns; raises `DataError` if they are not counts, or names occur twice"
-    X, cells, genes = matrix
-    if (X.data != np.rint(X.data)).any() or (X.data < 0).any(): raise DataError(f'{name}: not all values are counts, so the file is another version than the registry\'s')
+def _check_counts(name: str, X, cells, genes):
+    "Raise `DataError` if these are not counts, or if names occur twice"
+    if (X.data != np.rint(X.data)).any() or (X.data < 0).any(): raise DataError(f'{name}: not all values are counts, so this is {_OTHER}')
     for what, names in (('cell', cells), ('gene', genes)):
-        if len(set(names)) < len(names): raise DataError(f'{name}: {len(names) - len(set(names))} {what} names occur twice, so the file is another version than the registry\'s')
+        twice = len(names) - len(set(names))
+        if twice: raise DataError(f'{name}: {twice} {what} names occur twice, so this is {_OTHER}')
+
+# %% ../../nbs/cells/44_published.ipynb #6458d59b
+def _dataset(name: str, matrix: tuple, labels, residual: float = 0., **columns) -> AnnData:
+    "Cells with counts, our label names and these columns"
+    X, cells, genes = matrix; _check_counts(name, X, cells, genes)
     named = _names_of(name, labels); columns = dict(cell_type=named.cell_type.to_numpy(), species=name.split('_')[0]) | columns
     if (named.cell_type_broad != '').all(): columns['cell_type_broad'] = named.cell_type_broad.to_numpy()
     obs = pd.DataFrame({k: np.asarray(v, dtype=str) if np.ndim(v) else v for k, v in columns.items()}, index=cells).astype('category')
@@ -243,7 +257,8 @@ def _onto(x: sp.csr_matrix, genes, wanted) -> sp.csr_matrix:
 def _ifnb(files) -> tuple:
     "Matrix, table of cells (label, stim) and residual of both parts of the interferon data; cells of both are taken from the counts"
     (x, cells, genes), table, residual = _seurat(files, 'ifnb_sub.rda', 'ifnb_sub')
-    more = _r(files, 'ifnb2800.rda', 'ifnb_2800'); y, more_cells, more_genes = sparse_matrix(inside(more, 'expr')); more = data_frame(inside(more, 'meta')).loc[more_cells]
+    more = _r(files, 'ifnb2800.rda', 'ifnb_2800'); y, more_cells, more_genes = sparse_matrix(inside(more, 'expr'))
+    more = data_frame(inside(more, 'meta')).loc[more_cells]
     new = ~np.isin(cells, more_cells); union = sorted({*genes, *more_genes})
     table = pd.concat([table.loc[new, ['seurat_annotations', 'stim']].set_axis(['label', 'stim'], axis=1).astype(str),
                        more[['cell_type', 'sample']].set_axis(['label', 'stim'], axis=1).astype(str)])
@@ -262,22 +277,29 @@ def human_pbmc_kang_ifnb(files: dict) -> AnnData:
 def human_pancreas_tumour_pdacA(files: dict) -> AnnData:
     "1,926 cells of one pancreas tumour with 7,000 genes, Moncada et al. 2020"
     matrix = sparse_matrix(_r(files, 'cards_sc.rda', 'sc_count')); table = data_frame(_r(files, 'cards_meta.rda', 'sc_meta')).loc[matrix[1]]
-    return _dataset('human_pancreas_tumour_pdacA', matrix, table.cellType, donor='PDAC-A', batch='PDAC-A', condition='pancreatic ductal adenocarcinoma', tissue='pancreas tumour')
+    return _dataset('human_pancreas_tumour_pdacA', matrix, table.cellType, donor='PDAC-A', batch='PDAC-A',
+                    condition='pancreatic ductal adenocarcinoma', tissue='pancreas tumour')
 
 # %% ../../nbs/cells/44_published.ipynb #593decb5
+def _h5ad(path: Path) -> AnnData:
+    "A published `.h5ad`, also one of an early version of its format; raises `DataError` if it cannot be read"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # of the format's age
+        try: return ad.read_h5ad(path)
+        except Exception as e: raise DataError(f'{path.name} cannot be read as .h5ad ({type(e).__name__}): it may be missing or truncated') from e
+
 def mouse_marrow_paul15(files: dict) -> AnnData:
     "2,730 myeloid progenitors of the bone marrow, Paul et al. 2015"
-    path = _file(files, 'desc_paul15.h5ad')
-    try: raw = ad.read_h5ad(path)
-    except Exception as e: raise DataError(f'{path.name} cannot be read as .h5ad ({type(e).__name__}): it may be missing or truncated') from e
+    raw = _h5ad(_file(files, 'desc_paul15.h5ad'))
     cluster = raw.obs.paul15_clusters.astype(str); matrix = (sp.csr_matrix(raw.X), raw.obs_names.to_numpy(dtype=str), raw.var_names.to_numpy(dtype=str))
     return _dataset('mouse_marrow_paul15', matrix, cluster, cluster=cluster, batch='Paul15', tissue='bone marrow')
 
 # %% ../../nbs/cells/44_published.ipynb #8e0a58d8
 def mouse_oligodendrocyte_marques(files: dict) -> AnnData:
     "2,618 cells of the oligodendrocyte lineage, Marques et al. 2016"
-    sce = _r(files, 'scX_sce.rda', 'sce'); table = data_frame(inside(sce, 'colData')); condition = table.treatment.map({'No': 'control', '6hr post acute stress': 'acute stress (6 h)'})
-    return _dataset('mouse_oligodendrocyte_marques', sparse_matrix(inside(sce, 'assays', 'data', 'listData', 'counts')), table.inferred_cell_type, tissue='brain: ' + table.source_name,
+    sce = _r(files, 'scX_sce.rda', 'sce'); matrix = sparse_matrix(inside(sce, 'assays', 'data', 'listData', 'counts'))
+    table = data_frame(inside(sce, 'colData')).loc[matrix[1]]; condition = table.treatment.map({'No': 'control', '6hr post acute stress': 'acute stress (6 h)'})
+    return _dataset('mouse_oligodendrocyte_marques', matrix, table.inferred_cell_type, tissue='brain: ' + table.source_name,
                     batch=table.strain, age=table.age, sex=table.sex, condition=condition)
 
 # %% ../../nbs/cells/44_published.ipynb #7553fd9b
@@ -292,7 +314,8 @@ def mouse_gut_mca(files: dict) -> AnnData:
 def mouse_pancreas_e15_bastidas(files: dict) -> AnnData:
     "1,000 cells of the mouse pancreas at E15.5, Bastidas-Ponce et al. 2019"
     matrix, table, residual = _seurat(files, 'pancreas_sub.rda', 'pancreas_sub')
-    return _dataset('mouse_pancreas_e15_bastidas', matrix, table.SubCellType, residual, cell_type_coarse=table.CellType, phase=table.Phase, batch='Bastidas-Ponce E15.5', tissue='pancreas (E15.5)')
+    return _dataset('mouse_pancreas_e15_bastidas', matrix, table.SubCellType, residual, cell_type_coarse=table.CellType, phase=table.Phase,
+                    batch='Bastidas-Ponce E15.5', tissue='pancreas (E15.5)')
 
 # %% ../../nbs/cells/44_published.ipynb #007ce1f1
 def mouse_symbols(genes # symbols in capitals
@@ -308,8 +331,8 @@ def mouse_symbols(genes # symbols in capitals
 def mouse_lung_zilionis_healthy_tumour(files: dict) -> AnnData:
     "800 immune cells of mouse lungs, healthy and with a tumour, Zilionis et al. 2019"
     sce = _r(files, 'cluey.rda', 'exampleData'); table = data_frame(inside(sce, 'colData'))
-    x, cells, _ = sparse_matrix(inside(sce, 'assays', 'data', 'listData', 'logcounts')); genes = mouse_symbols(inside(sce, 'rowRanges', 'partitioning', 'NAMES'))
-    counts, residual = counts_from_log2_cpm(x); table = table.loc[cells]
+    x, cells, genes = sparse_matrix(inside(sce, 'assays', 'data', 'listData', 'logcounts'))
+    counts, residual = counts_from_log2_cpm(x); table = table.loc[cells]; genes = mouse_symbols(genes)
     return _dataset('mouse_lung_zilionis_healthy_tumour', (counts, cells, genes), table['Major cell type'], residual, subtype=table['Minor subset'],
                     donor=table.Animal, batch=table['Library prep batch'], condition=table.Tissue, tissue='lung')
 
@@ -318,10 +341,11 @@ _CONDITION = {'healthy': 'control (healthy lung)', 'tumor': 'lung tumour'} # wha
 
 def _pooled_obs(part: str, adata: AnnData) -> pd.DataFrame:
     "The cells of one part of a pool: names that tell the part, and labels the parts agree on"
-    table = published_labels(); table = table[table.dataset == adata.uns['published']['dataset']].drop_duplicates('cell_type').set_index('cell_type'); obs = adata.obs.astype(str)
-    condition = obs.condition.replace(_CONDITION) if 'condition' in obs else 'control'
-    return pd.DataFrame(dict(cell_type=table.pooled[obs.cell_type].to_numpy(), cell_type_broad=obs.get('cell_type_broad', obs.cell_type), dataset=part, batch=part, condition=condition,
-                             tissue=obs.tissue, species=obs.species, cell_type_original=obs.cell_type), index=obs.index).rename(index=lambda cell: f'{part}:{cell}')
+    obs = adata.obs.astype(str); table = published_labels(); table = table[table.dataset == adata.uns['published']['dataset']]
+    pooled = dict(zip(table.cell_type, table.pooled)); condition = obs.condition.replace(_CONDITION) if 'condition' in obs else 'control'
+    columns = dict(cell_type=obs.cell_type.map(pooled), cell_type_broad=obs.get('cell_type_broad', obs.cell_type), dataset=part, batch=part,
+                   condition=condition, tissue=obs.tissue, species=obs.species, cell_type_original=obs.cell_type)
+    return pd.DataFrame(columns, index=obs.index).rename(index=lambda cell: f'{part}:{cell}')
 
 # %% ../../nbs/cells/44_published.ipynb #c8d444e5
 def _pool(parts: dict[str, AnnData]) -> AnnData:
@@ -330,7 +354,8 @@ def _pool(parts: dict[str, AnnData]) -> AnnData:
     X = sp.vstack([_onto(a.X, a.var_names, genes) for a in parts.values()], format='csr')
     var = pd.DataFrame({f'in_{part}': pd.Index(genes).isin(a.var_names) for part, a in parts.items()}, index=genes); var['n_datasets'] = var.sum(axis=1)
     obs = pd.concat([_pooled_obs(part, a) for part, a in parts.items()]).astype('category')
-    return AnnData(X, obs=obs, var=var, uns={'published': dict(parts=list(parts), residual=max(a.uns['published']['residual'] for a in parts.values()))})
+    residual = max(a.uns['published']['residual'] for a in parts.values())
+    return AnnData(X, obs=obs, var=var, uns={'published': dict(parts=list(parts), residual=residual)})
 
 # %% ../../nbs/cells/44_published.ipynb #8ae94993
 def _kang_controls(files, known) -> AnnData:
@@ -343,11 +368,11 @@ def _kang_controls(files, known) -> AnnData:
 def human_multistudy(files: dict) -> AnnData:
     "11,062 human cells of 50 types from five studies: Kang (two parts), Zheng, Moncada, Pollen, Yan"
     kang = human_pbmc_kang_ifnb(files)
-    return _pool(dict(kang4k=kang, z14k=human_pbmc_zheng_sorted7(files), kangctrl=_kang_controls(files, kang.obs_names), pdac=human_pancreas_tumour_pdacA(files),
-                      pollen=human_pollen_11types(files), yan=human_embryo_yan(files)))
+    return _pool(dict(kang4k=kang, z14k=human_pbmc_zheng_sorted7(files), kangctrl=_kang_controls(files, kang.obs_names),
+                      pdac=human_pancreas_tumour_pdacA(files), pollen=human_pollen_11types(files), yan=human_embryo_yan(files)))
 
 # %% ../../nbs/cells/44_published.ipynb #a30acdb8
 def mouse_multistudy(files: dict) -> AnnData:
     "9,019 mouse cells of 52 types from five studies: Paul, Marques, Han, Bastidas-Ponce, Zilionis"
-    return _pool(dict(paul=mouse_marrow_paul15(files), scx=mouse_oligodendrocyte_marques(files), mmu=mouse_gut_mca(files), pancsub=mouse_pancreas_e15_bastidas(files),
-                      zil=mouse_lung_zilionis_healthy_tumour(files)))
+    return _pool(dict(paul=mouse_marrow_paul15(files), scx=mouse_oligodendrocyte_marques(files), mmu=mouse_gut_mca(files),
+                      pancsub=mouse_pancreas_e15_bastidas(files), zil=mouse_lung_zilionis_healthy_tumour(files)))
