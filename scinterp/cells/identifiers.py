@@ -172,10 +172,16 @@ def candidates(gene: str, species: str = 'human') -> list[str]:
     return list(_claimed(str(gene), (species, names_source(species)))[0])
 
 # %% ../../nbs/cells/10_identifiers.ipynb #9f8b79b5
+def _approved(symbols, ids, species: str) -> list[str]:
+    "Symbols as the names at hand have them, found by the committee's id; unchanged where that is unknown"
+    names = gene_names(species); by_id = dict(zip(names.id, names.symbol)) | {'': ''}
+    return [by_id.get(i) or s for s, i in zip(symbols, ids)]
+
 @lru_cache(maxsize=4)
-def _partners(species: str, source: tuple) -> dict[str, list]:
+def _partners(species: str, *sources) -> dict[str, list]:
     "`{symbol: [(ortholog, type)]}` from one species to the other, the same name first"
-    table = ortholog_table(); own, other = (table.human, table.mouse) if species == 'human' else (table.mouse, table.human)
+    table = ortholog_table(); table = table.assign(human=_approved(table.human, table.hgnc, 'human'), mouse=_approved(table.mouse, table.mgi, 'mouse'))
+    own, other = (table.human, table.mouse) if species == 'human' else (table.mouse, table.human)
     kinds = table.type if species == 'human' else table.type.replace(dict(one2many='many2one', many2one='one2many'))
     partners = {}
     for symbol, row in zip(own, zip(other, kinds)): partners.setdefault(symbol, []).append(row)
@@ -189,7 +195,7 @@ def orthologs(genes, # gene names, as a file has them
     "Every ortholog of every gene, one row a pair, '' where there is none; raises `DataError` for an unknown species"
     check_species(species); check_species(to)
     if species == to: raise DataError(f"orthologs are genes of another species: pass to={next(s for s in SPECIES if s != to)!r}")
-    matched = match_genes(genes, species); partners = _partners(species, names_source('orthologs'))
+    matched = match_genes(genes, species); partners = _partners(species, *map(names_source, ('orthologs', *SPECIES)))
     rows = [(g, s, *pair) for g, s in zip(matched.gene, matched.symbol) for pair in partners.get(s, [('', '')])]
     return pd.DataFrame(rows, columns=['gene', 'symbol', 'ortholog', 'type'])
 

@@ -56,9 +56,9 @@ def _columns(path, wanted: dict, missing: str = '', header: list | None = None) 
     "The columns `wanted` (`{name in the file: name here}`) as text; raises `DataError` if the file does not have them"
     text = _text(path); lines = text.replace('\r\n', '\n').split('\n'); name = Path(path).name
     first = header or lines.pop(0).split('\t')
-    lost = [c for c in wanted if c not in first]
-    if lost: raise DataError(f"{name} has no column {', '.join(map(repr, lost))}: it is another file, or its layout has changed")
     rows = [line.split('\t') for line in lines if line.strip()]
+    lost = next((c for c in wanted if c not in first), None)
+    if text.strip() and lost: raise DataError(f'{name} has no column {lost!r}: it is another file, or its layout has changed')
     if not rows: raise DataError(f'{name} holds no genes: download it again')
     if not text.endswith('\n') and len(rows[-1]) < len(first): raise DataError(f'{name} is cut short in its last line: download it again')
     at = {new: first.index(old) for old, new in wanted.items()}

@@ -6,34 +6,52 @@
 __all__ = ['SOURCES', 'describe', 'without_cell_types', 'cell_types']
 
 # %% ../../nbs/text/10_descriptions.ipynb #673798c7
+import re
 from functools import lru_cache
 
 import pandas as pd
 
-from ..cells.identifiers import bundled_genes, match_genes
+from ..cells.identifiers import match_genes, one_ortholog
+from ..cells.nomenclature import bundled_genes, gene_names
 from ..core import InputError, shipped
 
 # %% ../../nbs/text/10_descriptions.ipynb #1b26f571
 SOURCES = ('bundled', 'symbol')
 
-def _text(gene: str, row) -> tuple[str, str]:
-    "Text of one gene and the source it really came from; `row` is its bundled row, or None"
-    if row is None: return gene, 'symbol'
-    if not row.description: return f'{row.symbol}: {row["name"]}.', 'name'
-    return f'{row.symbol}: {row["name"]}. {row.description}', 'bundled'
+def _text(symbol: str, row, name: str) -> tuple[str, str]:
+    "Text of one gene and the source it really came from; `row` is its bundled row or None, `name` its full name or ''"
+    if row is not None and row.description: return f'{row.symbol}: {row["name"]}. {row.description}', 'bundled'
+    if row is not None: symbol, name = row.symbol, row["name"]
+    return (f'{symbol}: {name}.', 'name') if name else (symbol, 'symbol')
 
 # %% ../../nbs/text/10_descriptions.ipynb #30e08f82
+def _bundled_rows(symbols, species: str) -> tuple[list, list]:
+    "Bundled row of each symbol or None, and how its ortholog was found ('' for its own row)"
+    table = bundled_genes(); own = set(table.symbol[table.species == species]); human = set(table.symbol[table.species == 'human'])
+    of = {s: (s, '') for s in own}
+    if species != 'human':
+        found = one_ortholog([s for s in dict.fromkeys(symbols) if s and s not in own], species, 'human'); found = found[found.ortholog.isin(human)]
+        of |= dict(zip(found.gene, zip(found.ortholog, found.choice)))
+    pairs = [of.get(s, ('', '')) for s in symbols]; rows = {s: table.loc[s] for s in {s for s, _ in pairs} if s}
+    return [rows.get(s) for s, _ in pairs], [via for _, via in pairs]
+
+# %% ../../nbs/text/10_descriptions.ipynb #cd1efd7f
+_CELL_WORDS = re.compile(r'\b(?:[BT][ -]?(?:cells?|lymphocytes?)|natural killer|killer cell|(?:mono|lympho|leuko|granulo|thymo|erythro|hepato|keratino|astro|melano|adipo|oo)cytes?|'
+                         r'macrophages?|neutrophils?|basophils?|eosinophils?|mast cells?|dendritic|platelets?|fibroblasts?|neurons?|oligodendrocytes?|plasma cells?|stem cells?)\b', re.I)
+
+# %% ../../nbs/text/10_descriptions.ipynb #bf47100c
 def describe(genes, # gene names, as a file has them
              species: str = 'human',
              source: str = 'bundled' # 'bundled' or 'symbol'
-            ) -> pd.DataFrame: # gene, symbol, text, source, mentions_cell_type
+            ) -> pd.DataFrame: # gene, symbol, text, source, ortholog, mentions_cell_type
     "Text of each gene, and where it came from; raises `InputError` for an unknown source"
     if source not in SOURCES: raise InputError(f"no source {source!r}: source must be one of {', '.join(SOURCES)}")
-    table, rows = bundled_genes(), match_genes(genes, species)
-    known = [table.loc[s] if s and source != 'symbol' else None for s in rows.symbol]
-    found = [_text(s or g, row) for g, s, row in zip(rows.gene, rows.symbol, known)]
-    return rows[['gene', 'symbol']].assign(text=[t for t, _ in found], source=[s for _, s in found],
-                                           mentions_cell_type=[row is not None and bool(row.mentions_cell_type) for row in known])
+    told = match_genes(genes, species)[['gene', 'symbol']]; names = gene_names(species).set_index('symbol').name
+    if source == 'symbol': rows, via, full = [None]*len(told), ['']*len(told), ['']*len(told)
+    else: (rows, via), full = _bundled_rows(told.symbol, species), told.symbol.map(names).fillna('')
+    found = [_text(s or g, row, name) for g, s, row, name in zip(told.gene, told.symbol, rows, full)]
+    names_type = [bool(_CELL_WORDS.search(name)) if row is None else bool(row.mentions_cell_type) for row, name in zip(rows, full)]
+    return told.assign(text=[t for t, _ in found], source=[s for _, s in found], ortholog=via, mentions_cell_type=names_type)
 
 # %% ../../nbs/text/10_descriptions.ipynb #149ac26e
 def without_cell_types(genes) -> list[str]:

@@ -26,9 +26,12 @@ class GeneTable:
     vectors: np.ndarray
     genes: list
     species: str = 'human'
-    info: dict = field(default_factory=dict) # source, encoder, revision, text_sha256, coverage, control
+    info: dict = field(default_factory=dict) # source, encoder, revision, text_sha256, coverage, orthologs, control
+    symbols: list | None = None # approved symbol of each gene, '' where it is not recognised; default: as `match_genes` says
 
     def __post_init__(self):
+        if self.symbols is None: object.__setattr__(self, 'symbols', match_genes(self.genes, self.species).symbol.tolist())
+        if len(self.symbols) != len(self.genes): raise InputError(f'{len(self.symbols)} symbols do not fit {len(self.genes)} genes: one a gene is needed')
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.genes): raise InputError(f'{self.vectors.shape} vectors do not fit {len(self.genes)} genes: one row a gene is needed')
         if len(set(self.genes)) < len(self.genes): raise InputError('a gene occurs twice in the table: make its genes unique')
         if not np.isfinite(self.vectors).all(): raise InputError('the table holds NaN or infinite values: make it again')
@@ -49,7 +52,7 @@ def align(self: GeneTable, genes) -> np.ndarray:
     genes = list(map(str, getattr(genes, 'var_names', genes))); row = {g: i for i, g in enumerate(self.genes)}
     rows = np.array([row.get(g, -1) for g in genes])
     if (rows < 0).any():
-        table_symbols = {s: i for i, s in enumerate(match_genes(self.genes, self.species).symbol) if s}
+        table_symbols = {s: i for i, s in reversed([*enumerate(self.symbols)]) if s}
         rows = np.array([r if r >= 0 else table_symbols.get(s, -1) for r, s in zip(rows, match_genes(genes, self.species).symbol)])
     return rows
 
@@ -88,7 +91,7 @@ def centred(self: GeneTable) -> GeneTable:
 def save(self: GeneTable, path):
     "Write the table as one `.safetensors` file, atomically"
     from safetensors.numpy import save_file
-    note = dict(genes=list(self.genes), species=self.species, info=self.info, sha256=self.sha256)
+    note = dict(genes=list(self.genes), symbols=list(self.symbols), species=self.species, info=self.info, sha256=self.sha256)
     with atomic_path(path) as tmp: save_file({'vectors': np.ascontiguousarray(self.vectors, np.float32)}, tmp, {'scinterp': json.dumps(note)})
 
 @patch_to(GeneTable, cls_method=True)
@@ -97,7 +100,7 @@ def load(cls, path) -> GeneTable:
     from safetensors import safe_open
     try:
         with safe_open(str(path), 'np') as f: vectors, note = f.get_tensor('vectors'), json.loads(f.metadata()['scinterp'])
-        table = cls(vectors, note['genes'], note['species'], note['info'])
+        table = cls(vectors, note['genes'], note['species'], note['info'], note.get('symbols'))
     except Exception as e: raise InputError(f'{Path(path).name} is not a readable gene table ({type(e).__name__}): build it again') from e
     if table.sha256 != note['sha256']: raise InputError(f'{Path(path).name} was altered after it was written: build it again')
     return table
@@ -125,11 +128,13 @@ def build(cls, genes, # gene names, or an AnnData
     if not species: raise InputError("whose genes are these? pass species='human' or species='mouse'")
     genes = list(dict.fromkeys(map(str, getattr(genes, 'var_names', genes))))
     texts, encode = describe(genes, species, source), get_encoder(encoder)
-    if (texts.symbol == '').all(): raise DataError(f"none of {len(genes)} genes is known by its name in {species} ({', '.join(genes[:3])}, ...): check species, and use symbols")
+    if (texts.symbol == '').all(): raise DataError(f"none of {len(genes)} genes is known by its name in {species} ({', '.join(genes[:3])}, ...): check species, use symbols, or get all names with fetch_names({species!r})")
     text_sha256 = digest(genes, texts.text.tolist())
     info = dict(source=source, encoder=encode.name, revision=encode.revision, text_sha256=text_sha256, coverage=texts.source.value_counts().to_dict())
-    path = cache_dir()/'gene_tables'/f'{digest(text_sha256, species, encode.name, encode.revision)[:24]}.safetensors'
-    return _cached(path, lambda: cls(encode(texts.text, progress), genes, species, info))
+    through = texts.ortholog[texts.ortholog != '']
+    if len(through): info['orthologs'] = through.value_counts().to_dict() # texts that are a human gene's
+    path = cache_dir()/'gene_tables'/f'{digest(text_sha256, texts.symbol.tolist(), species, encode.name, encode.revision)[:24]}.safetensors'
+    return _cached(path, lambda: cls(encode(texts.text, progress), genes, species, info, texts.symbol.tolist()))
 
 # %% ../../nbs/text/30_gene_tables.ipynb #6bee435a
 @patch
