@@ -144,7 +144,8 @@ def _checked(path: Path, sha256: str) -> Path:
     "`path`, if its bytes are the expected ones; records them where nothing is known; else raises `DataError`"
     record = path.with_name(f'{path.name}.sha256'); now = file_sha256(path)
     known = sha256 or (record.read_text().split()[0] if record.is_file() else '')
-    if known and now != known: raise DataError(f"{path} is not the file expected (SHA-256 {now[:12]}..., not {known[:12]}...): delete it and fetch it again")
+    both = '' if sha256 else f' and {record.name}'
+    if known and now != known: raise DataError(f"{path} is not the file expected (SHA-256 {now[:12]}..., not {known[:12]}...): delete it{both} and fetch it again")
     if not known and os.access(path.parent, os.W_OK): write_text(record, f'{now}  {path.name}\n')
     return path
 

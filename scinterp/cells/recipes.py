@@ -37,7 +37,7 @@ def _reading(source):
     try: yield name
     except DataError: raise
     except (EOFError, OSError, ValueError, zlib.error, tarfile.TarError) as e:
-        raise DataError(f'{name} cannot be read ({type(e).__name__}: {str(e)[:100]}): it is damaged or of another format; delete it and fetch it again') from e
+        raise DataError(f'{name} cannot be read ({type(e).__name__}: {str(e)[:100]}): it is damaged or of another format; delete it and its .sha256, and build again') from e
 
 # %% ../../nbs/cells/42_recipes.ipynb #cd419226
 def read_names(source) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def _entries(f, entries: int, name: str, chunk: int):
     with tqdm(total=entries, desc=name, unit='entries', unit_scale=True, delay=2) as bar:
         for part in pd.read_csv(f, sep=r'\s+', header=None, names=['row', 'column', 'value'], dtype=dict(row=np.int64, column=np.int64, value=np.float32), chunksize=chunk):
             seen += len(part); bar.update(len(part)); yield part
-    if seen != entries: raise DataError(f'{name} holds {seen} of {entries} entries: it is cut; delete it and fetch it again')
+    if seen != entries: raise DataError(f'{name} holds {seen} of {entries} entries: it is cut; delete it and its .sha256, and build again')
 
 # %% ../../nbs/cells/42_recipes.ipynb #abcd6b1f
 def read_mtx(source, # Matrix Market file, gzip or not
@@ -87,7 +87,7 @@ def read_mtx(source, # Matrix Market file, gzip or not
 def _kept(part: pd.DataFrame, axes, to, n_genes: int, name: str) -> tuple:
     "Genes, new cell positions and values of the entries wanted"
     gene, cell = (part[a].to_numpy() - 1 for a in axes)
-    if len(part) and (min(gene.min(), cell.min()) < 0 or gene.max() >= n_genes or cell.max() >= len(to)): raise DataError(f'{name} has an entry outside the matrix: it is damaged; delete it and fetch it again')
+    if len(part) and (min(gene.min(), cell.min()) < 0 or gene.max() >= n_genes or cell.max() >= len(to)): raise DataError(f'{name} has an entry outside the matrix: it is damaged; delete it and its .sha256, and build again')
     wanted = to[cell] >= 0
     return gene[wanted], to[cell[wanted]], part['value'].to_numpy()[wanted]
 
