@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
 from ..core import InputError
-from .protocol import Method, choose
+from .protocol import Method, choose, gene_vectors
 
 # %% ../../nbs/methods/30_genept.ipynb #2a9750a3
 def knn_head(k: int = 10, n_cells: int = 10) -> KNeighborsClassifier:
@@ -34,7 +34,7 @@ class TextAverage(Method):
 
     def _fit(self, X, y, validation):
         if self.head not in HEADS: raise InputError(f"no head {self.head!r}: choose one of {', '.join(HEADS)}")
-        self.vectors_ = self.table.vectors_for(self.genes_)
+        self.vectors_ = gene_vectors(self.table, self.genes_, self.gene_mass_)
         val = validation and (self._embed(validation[0]), validation[1])
         self.model_ = choose(HEADS[self.head](len(y)), self._embed(X), y, val)
 

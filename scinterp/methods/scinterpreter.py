@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..cells.normalise import top_genes
 from ..core import InputError, ModelError
-from .protocol import Method
+from .protocol import Method, gene_vectors
 from ..text.encoders import minilm_path
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #e51ac73d
@@ -150,7 +150,7 @@ def _build(self: ScInterpreter, X, n_types: int):
     "The reader for these genes, this table and this backbone, seeded"
     self.known_ = np.flatnonzero(self.table.align(self.genes_) >= 0)
     self.rarity_ = rarity(X[:, self.known_]) if self.rank == 'idf' else np.ones(len(self.known_), np.float32)
-    E = standardised(self.table.vectors_for(self.genes_)[self.known_])
+    E = standardised(gene_vectors(self.table, self.genes_, self.gene_mass_)[self.known_])
     model = load_backbone(self.backbone, self.seed); torch.manual_seed(self.seed)
     self.reader_ = Reader(E, n_types, model, self.instruction, self.order, self.pooling, self.value_weight, self.layers)
     self._check(model, len(self.reader_.prompt))
