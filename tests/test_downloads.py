@@ -5,11 +5,15 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from loopback import body, cut, hang, loopback, status
 
 from scinterp.cells import downloads
@@ -67,6 +71,15 @@ def test_a_line_that_breaks_often_is_followed_while_it_moves_on(site, fetch, tmp
     monkeypatch.setattr(downloads.time, "sleep", lambda s: None)
     site.faults["cells.mtx"] = [cut(30_000)] * 8
     whole(fetch(tries=1), tmp_path)
+
+
+@settings(max_examples=15, database=None, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 120_000), max_size=6), st.booleans())
+def test_any_breaks_give_the_right_bytes(site, monkeypatch, breaks, ranges):
+    monkeypatch.setattr(downloads.time, "sleep", lambda s: None)
+    site.ranges, site.faults["cells.mtx"] = ranges, [cut(n) for n in breaks]
+    with tempfile.TemporaryDirectory() as folder:
+        whole(downloads.fetch("cells.mtx", site.url("cells.mtx"), SHA256, folder, progress=False, timeout=5, tries=7), Path(folder))
 
 
 def test_always_truncated_ends_with_a_sentence(site, fetch, tmp_path, monkeypatch):
@@ -252,7 +265,8 @@ def test_many_at_once(site, fetch, tmp_path):
 
 
 def start(site, tmp_path):
-    return subprocess.Popen([sys.executable, "-c", CODE, "cells.mtx", site.url("cells.mtx"), SHA256, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", CODE, "cells.mtx", site.url("cells.mtx"), SHA256, str(tmp_path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow(8)

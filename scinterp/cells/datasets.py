@@ -33,6 +33,7 @@ def registry() -> dict:
     own = os.environ.get('SCINTERP_REGISTRY')
     return _read_registry(shipped('datasets.toml')) | (_read_registry(Path(own)) if own else {})
 
+# %% ../../nbs/cells/50_datasets.ipynb #6d17bbb3
 def _read_registry(path: Path) -> dict:
     "The entries of one file; raises `DataError` if it cannot be read"
     try: return _parse_registry(path, path.stat().st_mtime_ns)
@@ -52,11 +53,13 @@ def names() -> list[str]:
     return list(dict.fromkeys([*registry(), *local_files()]))
 
 # %% ../../nbs/cells/50_datasets.ipynb #2e391f89
+_TEXT = 'read it with scanpy.read_text(path), cells as rows, and write_h5ad'
+_IN_R = 'convert it in R, with zellkonverter::writeH5AD'
 _CONVERT = {
-    '.gz': 'unpack it first (gunzip)', '.zip': 'unpack it first', '.tar': 'unpack it first', '.loom': 'convert it with anndata.io.read_loom(path).write_h5ad(new)',
-    '.rds': "convert it in R, with zellkonverter::writeH5AD or SeuratDisk's Convert", '.rda': 'convert it in R, with zellkonverter::writeH5AD', '.rdata': 'convert it in R, with zellkonverter::writeH5AD',
-    '.mtx': 'read its folder with scanpy.read_10x_mtx(folder) and write_h5ad', '.csv': 'read it with scanpy.read_csv(path), cells as rows, and write_h5ad', '.tsv': "read it with scanpy.read_text(path, delimiter='\\t'), cells as rows, and write_h5ad",
-    '.txt': 'read it with scanpy.read_text(path), cells as rows, and write_h5ad', '.h5': 'read it with scanpy.read_10x_h5(path) and write_h5ad', '.zarr': 'convert it with anndata.io.read_zarr(path).write_h5ad(new)'}
+    **{s: 'unpack it first' for s in ('.gz', '.zip', '.tar', '.bz2', '.xz')}, **{s: _IN_R for s in ('.rds', '.rda', '.rdata')},
+    **{s: _TEXT for s in ('.tsv', '.txt')}, '.csv': _TEXT.replace('text', 'csv'), '.mtx': 'read its folder with scanpy.read_10x_mtx(folder) and write_h5ad',
+    '.h5': 'read it with scanpy.read_10x_h5(path) and write_h5ad', '.loom': 'convert it with anndata.io.read_loom(path).write_h5ad(new)',
+    '.zarr': 'convert it with anndata.io.read_zarr(path).write_h5ad(new)'}
 
 def _check_format(path: Path):
     "Raise `DataError` unless `path` is an HDF5 file called `.h5ad`"
@@ -79,7 +82,8 @@ def read_cells(path, # an `.h5ad` file
 # %% ../../nbs/cells/50_datasets.ipynb #4fdf7af8
 def _choose(adata: AnnData, layer: str | None) -> AnnData:
     "`adata` with the matrix called `layer` in X; 'raw' is `.raw`, with its genes; raises `DataError` if there is none"
-    has = [*adata.layers, *(['raw'] if adata.raw is not None else [])]; offer = f"pass layer= one of {', '.join(has)}" if has else 'there is no layer to take instead'
+    has = [*adata.layers, *(['raw'] if adata.raw is not None else [])]
+    offer = f"pass layer= one of {', '.join(has)}" if has else 'there is no layer to take instead'
     if layer is None and adata.X is None: raise DataError(f'X is missing: {offer}')
     if layer is None: return adata
     if layer not in has: raise DataError(f'no layer {layer!r}: {offer}')
@@ -91,10 +95,14 @@ def _choose(adata: AnnData, layer: str | None) -> AnnData:
 def _name_genes(adata: AnnData, gene_key: str | None):
     "Name the genes by a column of var; the old names stay in `var['gene_id']`"
     if gene_key is None: return
-    if gene_key not in adata.var: raise DataError(f"no column {gene_key!r} in var: pass gene_key= one of {', '.join(adata.var.columns) or '(var has no columns)'}")
+    if gene_key not in adata.var:
+        raise DataError(f"no column {gene_key!r} in var: pass gene_key= one of {', '.join(adata.var.columns) or '(var has no columns)'}")
     new = adata.var[gene_key]; twice = new[new.duplicated()].astype(str).unique()
-    if new.isna().any(): raise DataError(f'{new.isna().sum()} genes have no {gene_key!r}: drop them first, adata = adata[:, adata.var[{gene_key!r}].notna()].copy()')
-    if len(twice): raise DataError(f"{len(twice)} names in {gene_key!r} occur twice (such as {', '.join(twice[:3])}): keep the first of each, adata = adata[:, ~adata.var[{gene_key!r}].duplicated()].copy(), or sum them")
+    if new.isna().any():
+        raise DataError(f'{new.isna().sum()} genes have no {gene_key!r}: drop them first, adata = adata[:, adata.var[{gene_key!r}].notna()].copy()')
+    if len(twice):
+        raise DataError(f"{len(twice)} names in {gene_key!r} occur twice (such as {', '.join(twice[:3])}): keep the first of each, adata = adata[:, "
+                        f"~adata.var[{gene_key!r}].duplicated()].copy(), or sum them")
     if 'gene_id' not in adata.var: adata.var['gene_id'] = adata.var_names.to_numpy()
     adata.var_names = pd.Index(new.astype(str).to_numpy())
 
@@ -112,7 +120,8 @@ def _set_labels(adata: AnnData, label_key: str):
     if label_key not in adata.obs: raise DataError(_no_column(adata.obs, label_key))
     labels = adata.obs[label_key]; missing = labels.isna() | (labels.astype(str).str.strip() == '')
     if missing.any(): raise DataError(f'{missing.sum()} of {len(labels)} cells have no {label_key!r}: drop or label them first')
-    if labels.dtype.kind == 'f' and (labels != labels.round()).any(): raise DataError(f'{label_key!r} holds measurements, such as {labels.iloc[0]:g}, and no labels: pass another label_key=')
+    if labels.dtype.kind == 'f' and (labels != labels.round()).any():
+        raise DataError(f'{label_key!r} holds measurements, such as {labels.iloc[0]:g}, and no labels: pass another label_key=')
     if labels.nunique() < 2: raise DataError(f'{label_key!r} holds {labels.nunique()} type: at least two are needed')
     adata.obs['cell_type'] = labels.astype(str).astype('category')
 
@@ -124,6 +133,7 @@ def _check_cells(adata: AnnData):
     twice = adata.obs_names[adata.obs_names.duplicated()]
     if len(twice): raise DataError(f'{len(twice)} cell ids occur twice (such as {twice[0]}): call adata.obs_names_make_unique() and write the file again')
 
+# %% ../../nbs/cells/50_datasets.ipynb #8bcfcdeb
 def _check_values(X):
     "Raise `DataError` if a stored value is NaN or infinite"
     bad = int((~np.isfinite(_stored(X))).sum()); of = _stored(X).size
@@ -145,7 +155,8 @@ def _recipe(name: str, entry: dict):
     module, _, function = entry.get('recipe', '').partition('.')
     if module not in ('recipes', 'published'): raise DataError(f'{name} has no recipe: put {name}.h5ad in the folder that SCINTERP_DATA names')
     found = importlib.import_module(f'scinterp.cells.{module}')
-    if function not in found.__all__: raise DataError(f'{name} names a recipe {function!r} that cells.{module} does not have: update scinterp, or correct the registry')
+    if function not in found.__all__:
+        raise DataError(f'{name} names a recipe {function!r} that cells.{module} does not have: update scinterp, or correct the registry')
     return getattr(found, function)
 
 # %% ../../nbs/cells/50_datasets.ipynb #e2c0749f
@@ -155,12 +166,12 @@ def _wanted(entry: dict) -> list[dict]:
 
 def _files(name: str, entry: dict) -> dict[str, Path]:
     "The files of a dataset, downloaded where need be; all that a person must bring are asked for at once"
-    folder = cache_dir()/'downloads'/name; files = _wanted(entry)
-    missing = [f for f in files if not f.get('urls') and not (folder/f['name']).is_file()]
+    files = _wanted(entry); folders = {f['name']: cache_dir()/'downloads'/('' if f.get('sha256') else name) for f in files}
+    missing = [f for f in files if not f.get('urls') and not (folders[f['name']]/f['name']).is_file()]
     if missing:
         what = '; '.join(f"{f['name']} ({f['hint']})" if f.get('hint') else f['name'] for f in missing)
-        raise DataError(f'{name} needs files that only a person can get: {what}. Put them in {folder} and ask again')
-    return {f['name']: fetch(f['name'], f.get('urls', []), f.get('sha256', ''), folder) for f in files}
+        raise DataError(f'{name} needs files that only a person can get: {what}. Put them in {folders[missing[0]["name"]]} and ask again')
+    return {f['name']: fetch(f['name'], f.get('urls', []), f.get('sha256', ''), folders[f['name']]) for f in files}
 
 # %% ../../nbs/cells/50_datasets.ipynb #924344f8
 def _matrix_sha256(adata: AnnData) -> str:
@@ -169,17 +180,23 @@ def _matrix_sha256(adata: AnnData) -> str:
     for part, kind in ((X.data, '<f4'), (X.indices, '<i8'), (X.indptr, '<i8')): sha.update(part.astype(kind))
     return sha.hexdigest()
 
+# %% ../../nbs/cells/50_datasets.ipynb #72ddd622
 def _described(adata: AnnData, label: str) -> dict:
     "What identifies a built dataset"
-    return dict(cells_sha256=cells_sha256(adata.obs_names, adata.obs[label]), matrix_sha256=_matrix_sha256(adata), cells=adata.n_obs, genes=adata.n_vars, types=int(adata.obs[label].nunique()))
+    labels = adata.obs[label]; hashes = dict(cells_sha256=cells_sha256(adata.obs_names, labels), matrix_sha256=_matrix_sha256(adata))
+    return hashes | dict(cells=adata.n_obs, genes=adata.n_vars, types=int(labels.nunique()))
 
 # %% ../../nbs/cells/50_datasets.ipynb #fe76ff5c
 def _check_build(name: str, entry: dict, now: dict, lock: Path):
     "Raise `DataError` if a build differs from what the registry or the first build says"
     known = entry.get('cells_sha256')
-    if known and known != now['cells_sha256']: raise DataError(f'{name} has other cells or labels than the registry says ({now["cells"]} cells): its source has changed, so results would not be comparable')
+    if known and known != now['cells_sha256']:
+        raise DataError(f'{name} has other cells or labels than the registry says ({now["cells"]} cells): its source has changed, so results would not be '
+                        'comparable')
     before = json.loads(lock.read_text()) if lock.is_file() else now; other = [k for k in now if before.get(k) != now[k]]
-    if other: raise DataError(f"{name} comes out differently from its first build here ({', '.join(other)}): its source or recipe has changed; delete {lock} if the new one is wanted")
+    if other:
+        raise DataError(f"{name} comes out differently from its first build here ({', '.join(other)}): its source or recipe has changed; delete {lock} if the "
+                        "new one is wanted")
 
 # %% ../../nbs/cells/50_datasets.ipynb #cfbfc520
 def build(name: str # of the registry
@@ -192,13 +209,15 @@ def build(name: str # of the registry
         if not out.is_file(): _build(name, entry, recipe, out)
     return out
 
+# %% ../../nbs/cells/50_datasets.ipynb #ef703795
 def _build(name: str, entry: dict, recipe, out: Path):
     "Make the dataset, compare it, and write it with its lock"
     files = _files(name, entry); adata = recipe(files, **entry.get('options', {})); lock = out.with_suffix('.lock.json')
     if entry['label'] not in adata.obs: raise DataError(f"the recipe of {name} gives no column {entry['label']!r}: correct the registry")
     now = _described(adata, entry['label']); _check_build(name, entry, now, lock)
     with atomic_path(out) as tmp: adata.write_h5ad(tmp, compression='gzip')
-    made = dict(files={n: file_sha256(p) for n, p in files.items()}, recipe=entry['recipe'], options=entry.get('options', {}), versions={p: version(p) for p in ('anndata', 'numpy', 'pandas', 'scipy')})
+    made = dict(files={n: file_sha256(p) for n, p in files.items()}, recipe=entry['recipe'], options=entry.get('options', {}),
+                versions={p: version(p) for p in ('anndata', 'numpy', 'pandas', 'scipy')})
     if not lock.is_file(): write_json(lock, now | made)
 
 # %% ../../nbs/cells/50_datasets.ipynb #33c55d1c
@@ -217,6 +236,7 @@ def _open(name: str, entry: dict, backed: bool) -> AnnData:
     except DataError: path.unlink()
     return read_cells(build(name), backed)
 
+# %% ../../nbs/cells/50_datasets.ipynb #74109c8d
 def _trusted(adata: AnnData, name: str, entry: dict) -> AnnData:
     "`adata`, if its cells and labels are those that are known; else raises `DataError`"
     label, known = entry['label'], entry.get('cells_sha256')
@@ -235,6 +255,7 @@ def _own_species(adata: AnnData) -> str:
     stated = adata.obs['species'].astype(str).unique() if 'species' in adata.obs else []
     return stated[0] if len(stated) == 1 and stated[0] in SPECIES else ''
 
+# %% ../../nbs/cells/50_datasets.ipynb #bf6a8ef8
 def _source(adata: AnnData, name: str, entry: dict, species: str | None, state: str | None, layer: str | None) -> dict:
     "What `load` writes beside the cells: name, registered, state, species, and columns that group them"
     if species and species not in SPECIES: raise DataError(f"species must be one of {', '.join(SPECIES)}, not {species!r}: pass species=")
@@ -279,15 +300,17 @@ def _where(name: str, entry: dict) -> str:
     if not all(f.get('urls') for f in files): return 'by hand'
     return f'to download ({max(1, round(size / 1e6)):,} MB)' if size else f"to download{' (from the Census)' if not files else ''}"
 
+# %% ../../nbs/cells/50_datasets.ipynb #5d5dad5c
 def _size_of(path: Path) -> dict:
-    "Number of cells and, where the file states them, of types; without reading the matrix"
-    obs = ad.read_h5ad(path, backed='r').obs
-    return dict(cells=len(obs), types=obs['cell_type'].nunique() if 'cell_type' in obs else 0)
+    "Title, species, and numbers of cells and types, as far as the file states them; without reading the matrix"
+    try: obs = read_cells(path, backed=True).obs
+    except DataError: return dict(title='a file of SCINTERP_DATA that cannot be read')
+    return dict(title='a file of SCINTERP_DATA', species=_own_species(AnnData(obs=obs)), cells=len(obs), types=obs['cell_type'].nunique() if 'cell_type' in obs else '')
 
 # %% ../../nbs/cells/50_datasets.ipynb #a5e3a356
 def table() -> pd.DataFrame: # index: name
     "Every dataset that can be named here: title, species, cells, types, label column, and what it takes to have it"
-    own = {n: dict(title='a file of SCINTERP_DATA', label='cell_type', **_size_of(p)) for n, p in local_files().items() if n not in registry()}
+    own = {n: dict(label='cell_type', **_size_of(p)) for n, p in local_files().items() if n not in registry()}
     rows = {n: {c: e.get(c, '') for c in ('title', 'species', 'cells', 'types', 'label')} | dict(where=_where(n, e)) for n, e in (registry() | own).items()}
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('name')
 

@@ -31,6 +31,7 @@ class _Again(Exception):
     "A failure that may pass; `wait` is how many seconds the server asked for, if it did"
     def __init__(self, reason: str, wait: float | None = None): super().__init__(reason); self.wait = wait
 
+# %% ../../nbs/cells/05_downloads.ipynb #2fece2ae
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 # %% ../../nbs/cells/05_downloads.ipynb #a9c2beaa
@@ -57,6 +58,7 @@ def _version(headers) -> str:
     tag = headers.get('ETag', '')
     return tag if tag.startswith('"') else headers.get('Last-Modified', '')
 
+# %% ../../nbs/cells/05_downloads.ipynb #7a71a1aa
 def _have(part: Path) -> tuple[int, str]:
     "Bytes of `part` that can be built on, and the version they are of"
     tag = part.with_suffix('.tag'); version = tag.read_text() if tag.is_file() else ''
@@ -79,6 +81,7 @@ def _receive(url: str, part: Path, name: str, timeout: float, progress: bool):
         if answer.status_code == 200: have = 0; _start_over(part, _version(answer.headers))
         _append(answer, part, have, name, progress)
 
+# %% ../../nbs/cells/05_downloads.ipynb #e07084f5
 def _append(answer: requests.Response, part: Path, have: int, name: str, progress: bool):
     "Append the body to `part`, which holds `have` bytes; raises `_Again` if it ends early"
     length = answer.headers.get('Content-Length'); size = have + int(length) if length else None
@@ -145,7 +148,8 @@ def _checked(path: Path, sha256: str) -> Path:
     record = path.with_name(f'{path.name}.sha256'); now = file_sha256(path)
     known = sha256 or (record.read_text().split()[0] if record.is_file() else '')
     both = '' if sha256 else f' and {record.name}'
-    if known and now != known: raise DataError(f"{path} is not the file expected (SHA-256 {now[:12]}..., not {known[:12]}...): delete it{both} and fetch it again")
+    if known and now != known:
+        raise DataError(f"{path} is not the file expected (SHA-256 {now[:12]}..., not {known[:12]}...): delete it{both} and fetch it again")
     if not known and os.access(path.parent, os.W_OK): write_text(record, f'{now}  {path.name}\n')
     return path
 
@@ -173,6 +177,7 @@ def fetch(name: str, # file name, without a folder
     if not path.is_file(): _bring(path, urls, sha256, timeout=timeout, tries=tries, progress=progress)
     return _checked(path, sha256)
 
+# %% ../../nbs/cells/05_downloads.ipynb #6a033cc8
 def _bring(path: Path, urls: list[str], sha256: str, **options):
     "Download `path`, unless that is not possible or another process has just done it"
     if not urls: raise DataError(f'{path.name} cannot be downloaded without a person: put it at {path}')

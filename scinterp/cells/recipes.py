@@ -8,7 +8,7 @@ __all__ = ['open_text', 'read_names', 'unique_symbols', 'read_mtx', 'read_10x', 
            'hpancreas', 'aorta', 'heart']
 
 # %% ../../nbs/cells/42_recipes.ipynb #dd252b2a
-import csv, gzip, hashlib, io, re, tarfile, zlib
+import csv, gzip, hashlib, io, re, tarfile, warnings, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,7 +37,8 @@ def _reading(source):
     try: yield name
     except DataError: raise
     except (EOFError, OSError, ValueError, zlib.error, tarfile.TarError) as e:
-        raise DataError(f'{name} cannot be read ({type(e).__name__}: {str(e)[:100]}): it is damaged or of another format; delete it and its .sha256, and build again') from e
+        raise DataError(f'{name} cannot be read ({type(e).__name__}: {str(e)[:100]}): it is damaged or of another format; delete it and its .sha256, and '
+                        'build again') from e
 
 # %% ../../nbs/cells/42_recipes.ipynb #cd419226
 def read_names(source) -> pd.DataFrame:
@@ -54,17 +55,20 @@ def unique_symbols(ids, symbols) -> list[str]:
 def _mtx_size(f) -> tuple[int, int, int]:
     "Rows, columns and entries that the header of a Matrix Market file announces"
     first = f.readline()
-    if not re.match(r'%%MatrixMarket\s+matrix\s+coordinate\s+(integer|real)\s+general', first, re.I): raise ValueError(f'{first[:60]!r} is not the header of a sparse Matrix Market file of counts')
+    if not re.match(r'%%MatrixMarket\s+matrix\s+coordinate\s+(integer|real)\s+general', first, re.I):
+        raise ValueError(f'{first[:60]!r} is not the header of a sparse Matrix Market file of counts')
     line = next((line for line in f if not line.startswith('%') and line.strip()), '')
     rows, columns, entries = map(int, line.split())
     return rows, columns, entries
 
 # %% ../../nbs/cells/42_recipes.ipynb #04d66f4c
+_ENTRY = dict(row=np.int64, column=np.int64, value=np.float32)
+
 def _entries(f, entries: int, name: str, chunk: int):
     "Pieces of a Matrix Market body: columns row, column (from 1) and value; raises `DataError` if entries are missing"
     seen = 0
     with tqdm(total=entries, desc=name, unit='entries', unit_scale=True, delay=2) as bar:
-        for part in pd.read_csv(f, sep=r'\s+', header=None, names=['row', 'column', 'value'], dtype=dict(row=np.int64, column=np.int64, value=np.float32), chunksize=chunk):
+        for part in pd.read_csv(f, sep=r'\s+', header=None, names=list(_ENTRY), dtype=_ENTRY, chunksize=chunk):
             seen += len(part); bar.update(len(part)); yield part
     if seen != entries: raise DataError(f'{name} holds {seen} of {entries} entries: it is cut; delete it and its .sha256, and build again')
 
@@ -78,18 +82,21 @@ def read_mtx(source, # Matrix Market file, gzip or not
     keep = np.arange(n_cells) if keep is None else np.asarray(keep); to = np.full(n_cells, -1); to[keep] = np.arange(len(keep))
     with _reading(source) as name, open_text(source) as f:
         rows, columns, entries = _mtx_size(f)
-        if (rows, columns) not in ((n_genes, n_cells), (n_cells, n_genes)): raise DataError(f'{name} is {rows} x {columns}, with names for {n_genes} genes and {n_cells} cells: the files are not of one set')
+        if (rows, columns) not in ((n_genes, n_cells), (n_cells, n_genes)):
+            raise DataError(f'{name} is {rows} x {columns}, with names for {n_genes} genes and {n_cells} cells: the files are not of one set')
         axes = ('row', 'column') if rows == n_genes else ('column', 'row')
         parts = [_kept(part, axes, to, n_genes, name) for part in _entries(f, entries, name, chunk)] if entries else []
     gene, cell, value = (np.concatenate(p) for p in zip(*parts)) if parts else ([], [], [])
     return sparse.csr_matrix((value, (cell, gene)), shape=(len(keep), n_genes), dtype=np.float32)
 
+# %% ../../nbs/cells/42_recipes.ipynb #fe1dfeba
 def _kept(part: pd.DataFrame, axes, to, n_genes: int, name: str) -> tuple:
     "Genes, new cell positions and values of the entries wanted"
     gene, cell = (part[a].to_numpy() - 1 for a in axes)
-    if len(part) and (min(gene.min(), cell.min()) < 0 or gene.max() >= n_genes or cell.max() >= len(to)): raise DataError(f'{name} has an entry outside the matrix: it is damaged; delete it and its .sha256, and build again')
+    if len(part) and (min(gene.min(), cell.min()) < 0 or gene.max() >= n_genes or cell.max() >= len(to)):
+        raise DataError(f'{name} has an entry outside the matrix: it is damaged; delete it and its .sha256, and build again')
     wanted = to[cell] >= 0
-    return gene[wanted], to[cell[wanted]], part['value'].to_numpy()[wanted]
+    return gene[wanted].astype(np.int32), to[cell[wanted]].astype(np.int32), part['value'].to_numpy()[wanted]
 
 # %% ../../nbs/cells/42_recipes.ipynb #b7ee5a55
 def _sizes(shape, genes: int, cells: int, name: str) -> tuple[int, int]:
@@ -124,6 +131,7 @@ def _separator(line: str) -> str:
     "What separates the fields of a line: a tab, else a comma, else a space"
     return next((s for s in '\t, ' if s in line), '\t')
 
+# %% ../../nbs/cells/42_recipes.ipynb #2d924f17
 def read_text_counts(source, chunk: int = 1000) -> AnnData: # a path, bytes or an open file
     "Counts, cells x genes, from a text table with genes as rows; raises `DataError` for a damaged one"
     with _reading(source) as name, open_text(source) as f:
@@ -154,7 +162,8 @@ def quotas(sizes: pd.Series, # cells of each type
           ) -> pd.Series: # cells to take of each type; they add up to n
     "How many cells of each type make `n`; raises `DataError` if there are too few, or if `least` takes more than `n`"
     sizes = sizes.sort_index(); base = sizes.clip(upper=least); rest = sizes - base; left = n - base.sum()
-    if not 0 <= left <= rest.sum(): raise DataError(f'{n} cells cannot be drawn from {sizes.sum()} of {len(sizes)} types with at least {least} each: ask for another number')
+    if not 0 <= left <= rest.sum():
+        raise DataError(f'{n} cells cannot be drawn from {sizes.sum()} of {len(sizes)} types with at least {least} each: ask for another number')
     share = rest * left / max(rest.sum(), 1); whole = np.floor(share).astype(int)
     more = (share - whole).sort_values(ascending=False, kind='stable').index[:left - whole.sum()]
     return base + whole + pd.Series(1, more).reindex(sizes.index, fill_value=0)
@@ -171,7 +180,8 @@ def sample_cells(cells, labels, n: int, seed: int = 0, least: int = 20) -> np.nd
 def _as_counts(adata: AnnData, name: str) -> AnnData:
     "`adata` with CSR float32 counts in X; raises `DataError` if they are no counts or names repeat"
     adata.X = sparse.csr_matrix(adata.X, dtype=np.float32); adata.X.sum_duplicates(); x = adata.X.data
-    if not np.isfinite(x).all() or (x < 0).any() or (x != np.round(x)).any(): raise DataError(f'{name}: the matrix holds no counts (negative, broken or missing numbers), so this is not the file that is meant')
+    if not np.isfinite(x).all() or (x < 0).any() or (x != np.round(x)).any():
+        raise DataError(f'{name}: the matrix holds no counts (negative, broken or missing numbers), so this is not the file that is meant')
     for what, names in (('cell', adata.obs_names), ('gene', adata.var_names)):
         if not names.is_unique: raise DataError(f'{name}: {what} {names[names.duplicated()][0]!r} occurs twice, so this is not the file that is meant')
     return adata
@@ -182,6 +192,7 @@ def _atlas_cells(meta: pd.DataFrame) -> np.ndarray:
     flag = lambda column: meta[column].str.upper().isin(['TRUE', '1'])
     return np.flatnonzero(~flag('doublet') & ~flag('stripped') & ~meta['celltype'].isin(['', 'NA']))
 
+# %% ../../nbs/cells/42_recipes.ipynb #966eeacb
 def mouse_gastrulation(files: dict, # 'raw_counts.mtx.gz', 'genes.tsv.gz', 'meta.tab.gz'
                        cells: int = 13_000, types: int = 37, seed: int = 0
                       ) -> AnnData: # obs: celltype, sample, stage, sequencing.batch, theiler, cluster
@@ -212,11 +223,13 @@ def _census_obs(census) -> pd.DataFrame:
     parts = [_prenatal(t.to_pandas()) for t in tables]
     return pd.concat(parts).sort_index().rename(index=str)
 
+# %% ../../nbs/cells/42_recipes.ipynb #cd28e1ee
 def _prenatal(part: pd.DataFrame) -> pd.DataFrame:
     "The prenatal cells with a known type among these"
     part = part.set_index('soma_joinid').astype(str); yes = {s for s in part['development_stage'].unique() if is_prenatal(s)}
     return part[part['development_stage'].isin(yes) & ~part['cell_type'].isin(['unknown', 'native cell', 'cell', 'nan', ''])]
 
+# %% ../../nbs/cells/42_recipes.ipynb #77ba9051
 def _census_counts(census, get_anndata, ids: list[int]) -> AnnData:
     "Raw counts of these cells, in this order; gene ids name the genes"
     adata = get_anndata(census, organism='Homo sapiens', X_name='raw', obs_coords=ids, obs_column_names=['soma_joinid'])
@@ -241,7 +254,9 @@ def human_census(files: dict, # none: the Census is asked instead
                  cells: int = 10_000, types: int = 61, seed: int = 0
                 ) -> AnnData: # obs: cell_type, development_stage, donor_id, dataset_id, tissue, ...
     "10,000 embryonic and fetal human cells of the CELLxGENE Census; a substitute for the papers' unreleased set"
-    if offline(): raise DataError(f'the Census {release} is asked over the network and SCINTERP_OFFLINE forbids it: build human-10k where there is one, and copy human-10k.h5ad to the folder of SCINTERP_DATA')
+    if offline():
+        raise DataError(f'the Census {release} is asked over the network and SCINTERP_OFFLINE forbids it: build human-10k where there is one, and copy '
+                        'human-10k.h5ad to the folder of SCINTERP_DATA')
     try: import cellxgene_census
     except ImportError: raise DataError("human-10k is made from the CELLxGENE Census: pip install 'scinterp[census]'") from None
     with cellxgene_census.open_soma(census_version=release) as census: return fetal_cells(census, cellxgene_census.get_anndata, cells, types, seed)
@@ -252,13 +267,16 @@ def pbmc3k(files: dict) -> AnnData: # obs: louvain
     triple = {name: f.read() for name, f in members(files['pbmc3k_filtered_gene_bc_matrices.tar.gz'], r'^(matrix\.mtx|genes\.tsv|barcodes\.tsv)$')}
     if len(triple) < 3: raise DataError('pbmc3k_filtered_gene_bc_matrices.tar.gz lacks matrix.mtx, genes.tsv or barcodes.tsv: it is not the file that is meant')
     adata = read_10x(triple['matrix.mtx'], triple['genes.tsv'], triple['barcodes.tsv']); labels = _obs_of(files['pbmc3k_processed.h5ad'], 'louvain')['louvain']
-    if not labels.index.isin(adata.obs_names).all(): raise DataError('pbmc3k_processed.h5ad names cells that the counts do not have: the files are not of one set')
+    if not labels.index.isin(adata.obs_names).all():
+        raise DataError('pbmc3k_processed.h5ad names cells that the counts do not have: the files are not of one set')
     adata = adata[labels.index].copy(); adata.obs['louvain'] = labels.astype('category')
     return _as_counts(adata, 'pbmc3k')
 
+# %% ../../nbs/cells/42_recipes.ipynb #8698f916
 def _obs_of(path, *needed: str) -> pd.DataFrame:
     "The table of cells of an `.h5ad`; raises `DataError` if a column is missing"
-    with _reading(path) as name: obs = ad.read_h5ad(path, backed='r').obs.copy()
+    with _reading(path) as name, warnings.catch_warnings():
+        warnings.simplefilter('ignore'); obs = ad.read_h5ad(path, backed='r').obs.copy() # GenePT's names are not unique
     missing = [c for c in needed if c not in obs]
     if missing: raise DataError(f'{name} has no column {missing[0]!r}: it is not the file that is meant')
     return obs.astype({c: str for c in needed})
@@ -271,8 +289,10 @@ def hpancreas(files: dict) -> AnnData: # obs: Celltype, part; X as published
         with _reading(files[name]): parts[part] = ad.read_h5ad(files[name])
         if 'Celltype' not in parts[part].obs: raise DataError(f"{name} has no column 'Celltype': it is not the file that is meant")
     genes = parts['reference'].var_names
-    if not genes.is_unique or set(genes) - set(parts['query'].var_names): raise DataError('demo_train.h5ad and demo_test.h5ad do not have the same genes: they are not the files that are meant')
-    adata = ad.concat({p: AnnData(sparse.csr_matrix(a[:, genes].X, dtype=np.float32), obs=a.obs[['Celltype']], var=pd.DataFrame(index=genes)) for p, a in parts.items()}, label='part', index_unique='-')
+    if not genes.is_unique or set(genes) - set(parts['query'].var_names):
+        raise DataError('demo_train.h5ad and demo_test.h5ad do not have the same genes: they are not the files that are meant')
+    plain = lambda a: AnnData(sparse.csr_matrix(a[:, genes].X, dtype=np.float32), obs=a.obs[['Celltype']], var=pd.DataFrame(index=genes))
+    adata = ad.concat({p: plain(a) for p, a in parts.items()}, label='part', index_unique='-')
     adata.obs['Celltype'] = adata.obs['Celltype'].astype(str).astype('category')
     return adata
 
@@ -283,6 +303,7 @@ def _barcode(names) -> pd.Series:
     "The run of bases in each cell name, which is its barcode; '' if there is none"
     return pd.Series(list(names), dtype=str).str.extract(r'([ACGT]{8,})', expand=False).fillna('')
 
+# %% ../../nbs/cells/42_recipes.ipynb #253ed6e8
 def _aorta_labels(path) -> pd.DataFrame:
     "Labelled cells of the GenePT file: index donor and barcode; columns celltype, patient"
     obs = _obs_of(path, 'celltype', 'patient')
@@ -291,7 +312,7 @@ def _aorta_labels(path) -> pd.DataFrame:
     obs.index = obs['patient'].map(_DONORS).to_numpy() + '_' + _barcode(obs.index).to_numpy()
     return obs.loc[~obs.index.duplicated(keep=False) & (obs['celltype'].str.lower() != 'unknown').to_numpy(), ['celltype', 'patient']]
 
-# %% ../../nbs/cells/42_recipes.ipynb #253ed6e8
+# %% ../../nbs/cells/42_recipes.ipynb #5c86a1a6
 def _aorta_sample(name: str, file) -> AnnData:
     "One donor of GSE155468: cells named by donor and barcode"
     adata = read_text_counts(file); donor = re.search(r'(Con|TAA)\d+', name).group()
@@ -299,6 +320,7 @@ def _aorta_sample(name: str, file) -> AnnData:
     adata.obs['condition'] = 'control' if donor.startswith('Con') else 'aneurysm'
     return adata
 
+# %% ../../nbs/cells/42_recipes.ipynb #8aeca84f
 def aorta(files: dict) -> AnnData: # obs: celltype, donor, condition, patient
     "Cells of the ascending aorta (Li et al. 2020, Circulation 142:1374): counts of GEO, labels of GenePT's sample"
     labels = _aorta_labels(files['sample_aorta_data_updated.h5ad'])
@@ -311,11 +333,13 @@ def aorta(files: dict) -> AnnData: # obs: celltype, donor, condition, patient
     return _as_counts(adata, 'aorta')
 
 # %% ../../nbs/cells/42_recipes.ipynb #4e7c84b4
-_HEART = dict(mtx='DCM_HCM_Expression_Matrix_raw_counts_V1.mtx', genes='DCM_HCM_Expression_Matrix_genes_V1.tsv', cells='DCM_HCM_Expression_Matrix_barcodes_V1.tsv')
+_HEART = dict(mtx='DCM_HCM_Expression_Matrix_raw_counts_V1.mtx', genes='DCM_HCM_Expression_Matrix_genes_V1.tsv',
+              cells='DCM_HCM_Expression_Matrix_barcodes_V1.tsv')
 
 def heart(files: dict) -> AnnData: # obs: cell_type__ontology_label, disease__ontology_label, donor_id, ...
     "Nuclei of failing and other human hearts (Chaffin et al. 2022, Nature 608:174)"
-    meta = read_table(files['DCM_HCM_MetaData_V1.txt'], 'NAME', 'donor_id', 'disease__ontology_label', 'cell_type__ontology_label').drop_duplicates('NAME').set_index('NAME')
+    meta = read_table(files['DCM_HCM_MetaData_V1.txt'], 'NAME', 'donor_id', 'disease__ontology_label', 'cell_type__ontology_label')
+    meta = meta.drop_duplicates('NAME').set_index('NAME')
     adata = read_10x(*(files[f] for f in _HEART.values()))
     missing = (~adata.obs_names.isin(meta.index)).sum()
     if missing: raise DataError(f'DCM_HCM_MetaData_V1.txt does not know {missing} of {adata.n_obs} cells: the files are not of one set')
