@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "core": ["InputError", "DataError", "ModelError"],
         "cells": ["datasets"],
+        "cells.preflight": ["preflight"],
         "text": ["GeneTable"],
         "methods": ["baselines", "GenePT", "ScELMo", "ScInterpreter", "with_control"],
         "evaluate": ["pl"],

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..cells import datasets
+from ..cells.splits import part_names
 from ..core import DataError, InputError, atomic_path, cache_dir, digest, code_sha256, file_sha256, shipped, write_json
 from ..evaluate.metrics import embedding_scores, paired_difference, score_table
 from ..evaluate.pl import umap_coordinates
@@ -209,9 +210,10 @@ def _write_predictions(path, arms, done):
 # %% ../../nbs/run/20_experiment.ipynb #1e250390
 def _write_maps(self: Experiment, path, arms, done, material: Material):
     "UMAP coordinates of each named embedding: embedding, cell, x, y, cell_type, part"
-    part = material.splits[self.seeds[0]]; cells = material.cells; role = np.full(cells.n_obs, 'train', dtype=object); role[part.test] = 'test'
+    cells = material.cells; parts = pd.Series(part_names(material.splits[self.seeds[0]]))
+    role = parts.map(dict(train='train', val='train', test='test')) # validation cells are among the known; novel and unused ones are left out
     source = {a.label: d for a, d in zip(arms, done) if a.seed == self.seeds[0]} | {'expression': _folder_of(arms, done, 'knn-pca', self.seeds[0])}
-    tables = [pd.DataFrame(umap_coordinates(np.load(source[m]/'embedding.npy')), columns=['x', 'y']).assign(embedding=m, cell=cells.obs_names, cell_type=cells.obs['cell_type'].to_numpy(str), part=role) for m in self.maps]
+    tables = [pd.DataFrame(umap_coordinates(np.load(source[m]/'embedding.npy')), columns=['x', 'y']).assign(embedding=m, cell=cells.obs_names, cell_type=cells.obs['cell_type'].to_numpy(str), part=role.to_numpy()).dropna() for m in self.maps]
     with atomic_path(path) as tmp: pd.concat(tables or [pd.DataFrame(columns=['x', 'y', 'embedding', 'cell', 'cell_type', 'part'])]).to_csv(tmp, index=False, float_format='%.4f')
 
 def _folder_of(arms, done, label, seed):
