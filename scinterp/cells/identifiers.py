@@ -121,8 +121,10 @@ def _punctuated(name: str, look_key: tuple) -> tuple:
 # %% ../../nbs/cells/10_identifiers.ipynb #75e89997
 _MONTHS = dict(mar=('MARCH', 'MARC'), sep=('SEPT', 'SEP'), oct=('OCT',), dec=('DEC',)) # gene families that spreadsheets take for months
 _DATE = re.compile(r'(?:(?P<day>\d{1,2})-(?P<month>[A-Za-z]{3})|(?P<month2>[A-Za-z]{3})-(?P<day2>\d{1,2}))')
-_TWICE = {'1 mar': dict(human=('MARCHF1', 'MTARC1'), mouse=('Marchf1', 'Mtarc1')), '2 mar': dict(human=('MARCHF2', 'MTARC2'), mouse=('Marchf2', 'Mtarc2'))}
+_TWICE = {'1 mar': dict(human=('MARCHF1', 'MTARC1'), mouse=('Marchf1', 'Mtarc1')),
+          '2 mar': dict(human=('MARCHF2', 'MTARC2'), mouse=('Marchf2', 'Mtarc2'))}
 
+# %% ../../nbs/cells/10_identifiers.ipynb #eb2a879e
 def _dated(name: str, look: _Lookup) -> tuple:
     "Symbols a date like `7-Sep` or `Sep-07` may have been"
     if not (date := _DATE.fullmatch(name)): return ()
@@ -140,13 +142,14 @@ def _by_id(name: str, look: _Lookup, entrez: bool) -> tuple[tuple, str]:
     match = _ENTREZ.fullmatch(name) if entrez else None
     return (look.ids['entrez'].get(match[1], ()), 'entrez') if match else ((), '')
 
+# %% ../../nbs/cells/10_identifiers.ipynb #0e59a122
 def _claimed(name: str, look_key: tuple, entrez: bool = False) -> tuple[tuple, str]:
     "Symbols that may be meant by one name, and how; more than one is ambiguous"
     look = _lookup(*look_key)
-    for found in (lambda: _by_id(name, look, entrez), lambda: _named(name, look), lambda: (_dated(name, look), 'date'), lambda: (_punctuated(name, look_key), 'punctuation')):
-        symbols, how = found()
-        if symbols: return symbols, how if len(symbols) == 1 else 'ambiguous'
-    return (), ''
+    ways = (lambda: _by_id(name, look, entrez), lambda: _named(name, look),
+            lambda: (_dated(name, look), 'date'), lambda: (_punctuated(name, look_key), 'punctuation')) # asked one after the other
+    symbols, how = next((found for way in ways if (found := way())[0]), ((), ''))
+    return symbols, 'ambiguous' if len(symbols) > 1 else how
 
 # %% ../../nbs/cells/10_identifiers.ipynb #9112f1ee
 HOWS = ('symbol', 'case', 'alias', 'previous', 'same-name', 'ensembl', 'entrez', 'punctuation', 'date', 'ambiguous', '')

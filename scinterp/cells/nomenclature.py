@@ -8,7 +8,7 @@ __all__ = ['SPECIES', 'NAME_COLUMNS', 'PAIR_COLUMNS', 'SOURCES', 'check_species'
            'join_names', 'fetch_names', 'names_source', 'gene_names', 'mouse_case', 'ortholog_table']
 
 # %% ../../nbs/cells/08_nomenclature.ipynb #f45528e3
-import gzip, json, os, re, zlib
+import gzip, hashlib, json, os, zlib
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -71,11 +71,13 @@ NAME_COLUMNS = ['symbol', 'name', 'ensembl', 'entrez', 'aliases', 'previous', 'k
 
 def _kind(word: str) -> str:
     "protein-coding, pseudogene, non-coding RNA or other, from the word of any source"
-    return next((kind for part, kind in (('pseudo', 'pseudogene'), ('protein', 'protein-coding'), ('RNA', 'non-coding RNA')) if part in word), 'other' if word else '')
+    kinds = dict(pseudo='pseudogene', protein='protein-coding', RNA='non-coding RNA')
+    return next((kind for part, kind in kinds.items() if part in word), 'other' if word else '')
 
 def _union(*lists: str, without: str = '') -> str:
     "The items of `|`-separated lists, each once, in order"
-    return '|'.join(dict.fromkeys(item.strip() for items in lists for item in items.split('|') if item.strip() not in ('', without)))
+    items = (item.strip() for each in lists for item in each.split('|'))
+    return '|'.join(dict.fromkeys(item for item in items if item not in ('', without)))
 
 # %% ../../nbs/cells/08_nomenclature.ipynb #cf9e4fe2
 def _normal(table: pd.DataFrame) -> pd.DataFrame:
@@ -121,7 +123,8 @@ _MARKERS = {'MGI Accession ID': 'id', 'Marker Symbol': 'symbol', 'Status': 'stat
 
 def read_mgi_markers(path) -> pd.DataFrame: # one row a gene, columns `NAME_COLUMNS`
     "Mouse genes and pseudogenes of `MRK_List2.rpt`; raises `DataError` if it is another file or damaged"
-    table = _columns(path, _MARKERS); table = table[(table.status != 'W') & table.type.isin(['Gene', 'Pseudogene'])] # W: withdrawn
+    table = _columns(path, _MARKERS)
+    table = table[(table.status != 'W') & table.type.isin(['Gene', 'Pseudogene'])] # W: withdrawn
     if table.empty: raise DataError(f'{Path(path).name} holds no gene: its layout has changed, or it is another file')
     return _normal(table)
 
@@ -135,7 +138,8 @@ def read_mgi_ensembl(path) -> pd.DataFrame: # one row a gene, columns `NAME_COLU
     return _normal(table.groupby('id', sort=False).agg(dict(symbol='first', name='first', ensembl='|'.join)).reset_index())
 
 # %% ../../nbs/cells/08_nomenclature.ipynb #51fdee9f
-_ALLIANCE = {'MGI Accession ID': 'id', 'Marker Symbol': 'symbol', 'Marker Name': 'name', 'Feature Type': 'kind', 'EntrezGene ID': 'entrez', 'Ensembl Gene ID': 'ensembl'}
+_ALLIANCE = {'MGI Accession ID': 'id', 'Marker Symbol': 'symbol', 'Marker Name': 'name', 'Feature Type': 'kind',
+             'EntrezGene ID': 'entrez', 'Ensembl Gene ID': 'ensembl'}
 
 def read_mgi_alliance(path) -> pd.DataFrame: # one row a gene, columns `NAME_COLUMNS`
     "Mouse genes with NCBI's and Ensembl's ids, of `HGNC_AllianceHomology.rpt`; raises `DataError` if it is another file or damaged"
@@ -168,8 +172,10 @@ def read_orthologs(path) -> pd.DataFrame: # one row a pair, columns `PAIR_COLUMN
 # %% ../../nbs/cells/08_nomenclature.ipynb #416c7497
 _LOCAL = dict(human='human_gene_summaries.tsv.gz', mouse='mouse_gene_info.tsv.gz', orthologs='orthologs_human_mouse.tsv.gz')
 _JOINED = dict(
-    human=dict(symbol='symbol', full_name='name', ensembl='ensembl', ncbi_gene_id='entrez', aliases='aliases', prev_symbols='previous', locus_group='kind', hgnc_id='id'),
-    mouse=dict(symbol='symbol', full_name='name', ensembl='ensembl', ncbi_gene_id='entrez', aliases='aliases', symbol_2021='previous', gene_type='kind', mgi_id='id'),
+    human=dict(symbol='symbol', full_name='name', ensembl='ensembl', ncbi_gene_id='entrez', aliases='aliases',
+               prev_symbols='previous', locus_group='kind', hgnc_id='id'),
+    mouse=dict(symbol='symbol', full_name='name', ensembl='ensembl', ncbi_gene_id='entrez', aliases='aliases',
+               symbol_2021='previous', gene_type='kind', mgi_id='id'),
     orthologs=dict(human_symbol='human', mouse_symbol='mouse', hgnc_id='hgnc', mgi_id='mgi'))
 
 def read_joined(path, what: str) -> pd.DataFrame: # columns `NAME_COLUMNS` or `PAIR_COLUMNS`
@@ -213,11 +219,10 @@ def _folder() -> Path: return cache_dir()/'nomenclature'
 
 def _keep(what: str, table: pd.DataFrame, files: dict):
     "Write a table and then the note that makes it valid; a reader sees the old pair or the new one"
-    folder = _folder(); folder.mkdir(parents=True, exist_ok=True)
-    content = gzip.compress(table.to_csv(sep='\t', index=False, quoting=3, lineterminator='\n').encode(), mtime=0)
-    with atomic_path(folder/f'{what}.new') as tmp: tmp.write_bytes(content)
-    sha256 = file_sha256(folder/f'{what}.new'); path = folder/f'{what}-{sha256[:12]}.tsv.gz'
-    os.replace(folder/f'{what}.new', path)
+    text = '\n'.join('\t'.join(row) for row in [table.columns, *table.to_numpy()]) + '\n'
+    content = gzip.compress(text.encode(), mtime=0); sha256 = hashlib.sha256(content).hexdigest() # no time in it: the same table, the same bytes
+    folder = _folder(); path = folder/f'{what}-{sha256[:12]}.tsv.gz'
+    with atomic_path(path) as tmp: tmp.write_bytes(content)
     sources = {p.name: dict(urls=urls, sha256=file_sha256(p), size=p.stat().st_size) for p, urls in files.items()}
     write_json(folder/f'{what}.json', dict(table=path.name, sha256=sha256, rows=len(table), date=str(date.today()), sources=sources))
     for old in folder.glob(f'{what}-*.tsv.gz'):
@@ -226,8 +231,9 @@ def _keep(what: str, table: pd.DataFrame, files: dict):
 # %% ../../nbs/cells/08_nomenclature.ipynb #60723389
 def _kept(note) -> pd.DataFrame:
     "The table that a note speaks of; raises `DataError` if it is gone or altered"
-    told = json.loads(Path(note).read_text()); path = Path(note).with_name(told['table']); again = f"run fetch_names again, or delete {note}"
-    if not path.is_file() or file_sha256(path) != told['sha256']: raise DataError(f'{path.name} is missing or was altered after it was fetched: {again}')
+    told = json.loads(Path(note).read_text()); path = Path(note).with_name(told['table'])
+    if not path.is_file() or file_sha256(path) != told['sha256']:
+        raise DataError(f'{path.name} is missing or was altered after it was fetched: run fetch_names again, or delete {note}')
     columns = PAIR_COLUMNS if told['table'].startswith('orthologs') else NAME_COLUMNS
     return _columns(path, {c: c for c in columns})
 
@@ -251,7 +257,8 @@ def fetch_names(species: str, # 'human' or 'mouse'
     files = {name: Path(fetch(name, urls, folder=folder, progress=progress)) for name, urls in sources.items()}
     try: names, pairs = _read_all(species, files), read_orthologs(files[_HOM_NAME])
     except DataError as e: raise DataError(f'{e} with fetch_names({species!r}, refresh=True); the files are in {folder}') from e
-    _keep(species, names, {files[n]: sources[n] for n in files if n != _HOM_NAME}); _keep('orthologs', pairs, {files[_HOM_NAME]: sources[_HOM_NAME]})
+    _keep(species, names, {files[n]: sources[n] for n in files if n != _HOM_NAME})
+    _keep('orthologs', pairs, {files[_HOM_NAME]: sources[_HOM_NAME]})
     return gene_names(species)
 
 # %% ../../nbs/cells/08_nomenclature.ipynb #91b33b3e

@@ -36,8 +36,10 @@ def _bundled_rows(symbols, species: str) -> tuple[list, list]:
     return [rows.get(s) for s, _ in pairs], [via for _, via in pairs]
 
 # %% ../../nbs/text/10_descriptions.ipynb #cd1efd7f
-_CELL_WORDS = re.compile(r'\b(?:[BT][ -]?(?:cells?|lymphocytes?)|natural killer|killer cell|(?:mono|lympho|leuko|granulo|thymo|erythro|hepato|keratino|astro|melano|adipo|oo)cytes?|'
-                         r'macrophages?|neutrophils?|basophils?|eosinophils?|mast cells?|dendritic|platelets?|fibroblasts?|neurons?|oligodendrocytes?|plasma cells?|stem cells?)\b', re.I)
+_CELL_WORDS = re.compile(
+    r'\b(?:[BT][ -]?(?:cells?|lymphocytes?)|natural killer|killer cell|mast cells?|plasma cells?|stem cells?|dendritic|platelets?|fibroblasts?|'
+    r'(?:mono|lympho|leuko|granulo|thymo|erythro|hepato|keratino|astro|melano|adipo|oo)cytes?|'
+    r'macrophages?|neutrophils?|basophils?|eosinophils?|neurons?|oligodendrocytes?)\b', re.I)
 
 # %% ../../nbs/text/10_descriptions.ipynb #bf47100c
 def describe(genes, # gene names, as a file has them
