@@ -67,7 +67,7 @@ _ENTRY = dict(row=np.int64, column=np.int64, value=np.float32)
 def _entries(f, entries: int, name: str, chunk: int):
     "Pieces of a Matrix Market body: columns row, column (from 1) and value; raises `DataError` if entries are missing"
     seen = 0
-    with tqdm(total=entries, desc=name, unit='entries', unit_scale=True, delay=2) as bar:
+    with tqdm(total=entries, desc=name, unit='entries', unit_scale=True, disable=entries < 5_000_000) as bar:
         for part in pd.read_csv(f, sep=r'\s+', header=None, names=list(_ENTRY), dtype=_ENTRY, chunksize=chunk):
             seen += len(part); bar.update(len(part)); yield part
     if seen != entries: raise DataError(f'{name} holds {seen} of {entries} entries: it is cut; delete it and its .sha256, and build again')
