@@ -3,7 +3,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["encoders", "gene_tables"],
+    submodules=["api_encoders", "cost", "encoders", "gene_tables", "llm", "ncbi", "published_tables", "tape"],
     submod_attrs={
         "descriptions": ["describe", "cell_types"],
         "encoders": ["encoder"],
