@@ -39,8 +39,15 @@ def _read_registry(path: Path) -> dict:
     try: return _parse_registry(path, path.stat().st_mtime_ns)
     except (OSError, ValueError) as e: raise DataError(f'{path} is no registry of datasets ({e}): write it like data/datasets.toml') from None
 
+# %% ../../nbs/cells/50_datasets.ipynb #a9a925b2
 @lru_cache
-def _parse_registry(path: Path, changed: int) -> dict: return tomllib.loads(path.read_text(encoding='utf-8'))
+def _parse_registry(path: Path, changed: int) -> dict:
+    "The entries of a file in the state it had at `changed`; raises `ValueError` if one lacks what loading needs"
+    entries = tomllib.loads(path.read_text(encoding='utf-8'))
+    for name, entry in entries.items():
+        missing = [k for k in ('title', 'species', 'label', 'state') if not isinstance(entry, dict) or k not in entry]
+        if missing: raise ValueError(f'{name} has no {missing[0]}')
+    return entries
 
 # %% ../../nbs/cells/50_datasets.ipynb #797ec77c
 def local_files() -> dict[str, Path]:
@@ -231,9 +238,9 @@ def _open(name: str, entry: dict, backed: bool) -> AnnData:
     "The cells of a registered name"
     if name in local_files(): return _trusted(read_cells(local_files()[name], backed), name, entry)
     if 'recipe' not in entry and name == 'demo': return _pbmc68k_reduced()
-    path = build(name); known = entry | {k: v for k, v in _lock(path).items() if k == 'cells_sha256'}
+    path = build(name); known = {k: v for k, v in _lock(path).items() if k == 'cells_sha256'} | entry
     try: return _trusted(read_cells(path, backed), name, known)
-    except DataError: path.unlink()
+    except DataError: path.unlink(missing_ok=True)
     return read_cells(build(name), backed)
 
 # %% ../../nbs/cells/50_datasets.ipynb #74109c8d
