@@ -14,6 +14,7 @@ import warnings
 from collections import ChainMap
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,9 +29,8 @@ from ..core import DataError, InputError, shipped
 # %% ../../nbs/cells/44_published.ipynb #50e8d6e5
 def _rdata():
     "The rdata package; raises `InputError` if it is not installed"
-    try: import rdata
+    try: return import_module('rdata')
     except ImportError: raise InputError("published R files are read with rdata, which is not installed: pip install 'scinterp[published]'") from None
-    return rdata
 
 # %% ../../nbs/cells/44_published.ipynb #cdbfd61d
 _CODE = {'CLO', 'PROM', 'LANG', 'EXPR', 'BCODE', 'SPECIAL', 'BUILTIN', 'EXTPTR', 'WEAKREF'}
