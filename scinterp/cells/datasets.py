@@ -20,7 +20,7 @@ from scipy import sparse
 
 from .audit import audit
 from .downloads import fetch
-from .files import FORMATS, read_cells
+from .files import FORMATS, read_cells, read_obs
 from .identifiers import SPECIES
 from .labels import label_problem
 from .normalise import parse_state
@@ -263,22 +263,22 @@ def _where(name: str, entry: dict) -> str:
     "What it takes to have a dataset: bundled, here, to download (with MB), or by hand"
     if name in local_files() or (cache_dir()/'datasets'/f'{name}.h5ad').is_file(): return 'here'
     if 'recipe' not in entry: return 'bundled' if name == 'demo' else 'by hand'
-    files = entry.get('files', []); size = sum(f.get('size', 0) for f in files)
+    files = _wanted(entry); size = sum({f['name']: f.get('size', 0) for f in files}.values())
     if not all(f.get('urls') for f in files): return 'by hand'
     return f'to download ({max(1, round(size / 1e6)):,} MB)' if size else f"to download{' (from the Census)' if not files else ''}"
 
 # %% ../../nbs/cells/50_datasets.ipynb #5d5dad5c
 def _size_of(path: Path) -> dict:
     "Title, species, and numbers of cells and types, as far as the file states them; without reading the matrix"
-    try: obs = read_cells(path, backed=True).obs
+    try: obs = read_obs(path)
     except DataError: return dict(title='a file of SCINTERP_DATA that cannot be read')
     return dict(title='a file of SCINTERP_DATA', species=_own_species(AnnData(obs=obs)), cells=len(obs), types=obs['cell_type'].nunique() if 'cell_type' in obs else '')
 
 # %% ../../nbs/cells/50_datasets.ipynb #a5e3a356
 def table() -> pd.DataFrame: # index: name
-    "Every dataset that can be named here: title, species, cells, types, label column, and what it takes to have it"
+    "Every dataset that can be named here: species, cells, types, what it takes to have it, label column, title"
     own = {n: dict(label='cell_type', **_size_of(p)) for n, p in local_files().items() if n not in registry()}
-    rows = {n: {c: e.get(c, '') for c in ('title', 'species', 'cells', 'types', 'label')} | dict(where=_where(n, e)) for n, e in (registry() | own).items()}
+    rows = {n: {c: e.get(c, '') for c in ('species', 'cells', 'types')} | dict(where=_where(n, e), label=e['label'], title=e.get('title', '')) for n, e in (registry() | own).items()}
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('name')
 
 # %% ../../nbs/cells/50_datasets.ipynb #62139206
