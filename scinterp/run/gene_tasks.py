@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PAIRS', 'gene_task_config', 'task_files', 'read_gene_list', 'feature_tables', 'length_features', 'judged',
-           'two_class_task', 'read_pairs', 'pair_task', 'read_classes', 'class_task', 'run_gene_tasks']
+           'two_class_task', 'read_pairs', 'pair_task', 'read_classes', 'class_task', 'run_gene_tasks', 'task_titles',
+           'finding', 'printed_table']
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #8fd5119b
 import os, time, tomllib
@@ -157,3 +158,29 @@ def _write(out: Path, table: pd.DataFrame, tasks, text: dict, profile: str, n_ge
     manifest = dict(paper='genept', profile=profile, text=text, genes=n_genes, files=files, versions={p: version(p) for p in ('scinterp', 'scikit-learn', 'torch', 'transformers')})
     write_json(out/'run.json', manifest); table = table.assign(manifest=file_sha256(out/'run.json')[:16]); write_results(out/'results.csv', table)
     return table
+
+# %% ../../nbs/run/25_gene_tasks.ipynb #a4fe0cbf
+def task_titles() -> dict[str, str]:
+    "Titles of the tasks by name, in the order of the configuration"
+    return {t['name']: t['title'] for t in gene_task_config()['tasks']}
+
+def _verdict(r) -> str:
+    "A difference from the length of the text, in words"
+    interval = f'{r.value:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}]'
+    if r.lo > 0 or r.hi < 0: return f"is {'above' if r.lo > 0 else 'below'} the length of the text ({interval})"
+    return f'is not shown to differ from the length of the text ({interval})'
+
+def finding(table: pd.DataFrame) -> str:
+    "What the differences from the length of the text say, list by list"
+    titles = task_titles(); t = table[table.metric == 'roc_auc_over_text-length']
+    return '\n'.join(f'- *{titles[r.dataset]}*: `{r.method}` {_verdict(r)}.' for r in t.itertuples())
+
+# %% ../../nbs/run/25_gene_tasks.ipynb #c800869d
+def printed_table(table: pd.DataFrame) -> pd.DataFrame:
+    "As printed, as released, as measured, for each task"
+    rows = []
+    for task in gene_task_config()['tasks']:
+        metric = 'accuracy' if task.get('kind') == 'classes' else 'roc_auc'; t = table[(table.dataset == task['name']) & (table.metric == metric) & (table.control == '')]
+        measured = {r.method: f'{r.value:.3f} [{r.lo:.3f}, {r.hi:.3f}]' for r in t.itertuples()}
+        if measured: rows.append(dict(task=task['title'], metric=metric.replace('_', ' '), printed=task.get('printed', ''), released=task.get('released', ''), **measured, n=int(t.n.iloc[0])))
+    return pd.DataFrame(rows).fillna('').set_index('task')
