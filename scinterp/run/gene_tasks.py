@@ -21,6 +21,7 @@ from ..cells.identifiers import match_genes
 from ..core import InputError, file_sha256, shipped, write_json
 from ..evaluate.gene_level import auc_table, gene_classifier, gene_weights, out_of_fold, pair_weights, text_length
 from ..evaluate.metrics import score_table
+from .report import in_words
 from .results import write_results
 from ..text.descriptions import describe
 from ..text.gene_tables import GeneTable
@@ -166,9 +167,7 @@ def task_titles() -> dict[str, str]:
 
 def _verdict(r) -> str:
     "A difference from the length of the text, in words"
-    interval = f'{r.value:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}]'
-    if r.lo > 0 or r.hi < 0: return f"is {'above' if r.lo > 0 else 'below'} the length of the text ({interval})"
-    return f'is not shown to differ from the length of the text ({interval})'
+    return f"is {in_words(dict(lo=r.lo, hi=r.hi))} the length of the text ({r.value:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}])"
 
 def finding(table: pd.DataFrame) -> str:
     "What the differences from the length of the text say, list by list"
