@@ -68,6 +68,12 @@ def _most(piece: str) -> int:
     return before + max(-(-letters//5), len(_wordpiece().encode(text[before:], add_special_tokens=False).ids))
 
 # %% ../../nbs/text/15_cost.ipynb #87f3fb58
+def _range(text: str) -> tuple[int, int]:
+    "Lower bound and upper estimate of the tokens of a text"
+    pieces = _PIECE.findall(text); odd = 0 if text.isascii() else sum(c.isnumeric() and not c.isdecimal() and not c.isalpha() for c in text)
+    return max(len(pieces) - 2*odd, min(1, len(pieces))), sum(map(_most, pieces))
+
+# %% ../../nbs/text/15_cost.ipynb #5dd88249
 def count_tokens(texts, # a text, or several
                  model: str | None = None, # a model of the price table, whose vocabulary is then known
                  prices=None # price file of your own
@@ -76,7 +82,7 @@ def count_tokens(texts, # a text, or several
     texts = [texts] if isinstance(texts, str) else list(map(str, texts))
     vocabulary = _table(prices).get(model, {}).get('tokenizer'); exact = _exact(vocabulary)
     if exact: counts, how = [(n, n) for n in map(len, exact.encode_batch(texts, disallowed_special=()))], f'exact ({vocabulary})'
-    else: counts, how = [(len(p), sum(map(_most, p))) for p in map(_PIECE.findall, texts)], 'estimated range'
+    else: counts, how = [_range(t) for t in texts], 'estimated range'
     out = pd.DataFrame(counts, columns=['low', 'high'], dtype=int); out.attrs['how'] = how
     return out
 
@@ -213,9 +219,9 @@ def _span(pair, form='{:,.0f}') -> str:
     return low if low == high else f'{low} to {high}'
 
 def _coins(pair, currency: str) -> str:
-    "A range of money, to two digits"
-    digits = 2 if max(pair) >= .1 else 2 - math.floor(math.log10(max(pair))) if max(pair) > 0 else 0
-    return f"{_span(pair, '{:,.%df}' % digits)} {currency}"
+    "A range of money; small sums to four digits"
+    most = max(pair)
+    return f'under 0.0001 {currency}' if 0 < most < 1e-4 else f"{_span(pair, '{:,.2f}' if most >= .1 or not most else '{:,.4f}')} {currency}"
 
 def _duration(minutes: float | None) -> str:
     "A time in words"
