@@ -207,9 +207,9 @@ def _versions() -> dict[str, str]:
     return found
 
 def _text_info(texts: pd.DataFrame, genes: list) -> dict:
-    "Hash of the texts, how many came from where, and how many are those of an ortholog"
-    through = texts.ortholog[texts.ortholog != '']
-    info = dict(text_sha256=digest(genes, texts.text.tolist()), coverage=texts.source.value_counts().to_dict())
+    "Source, template and hash of the texts, how many came from where, and how many are those of an ortholog"
+    told = {k: texts.attrs[k] for k in ('source', 'template', 'summaries') if k in texts.attrs}; through = texts.ortholog[texts.ortholog != '']
+    info = told | dict(text_sha256=digest(genes, texts.text.tolist()), coverage=texts.source.value_counts().to_dict())
     return info | (dict(orthologs=through.value_counts().to_dict()) if len(through) else {})
 
 # %% ../../nbs/text/30_gene_tables.ipynb #6b3d07d3
@@ -223,11 +223,10 @@ def build(cls, genes, # gene names, or an AnnData
     "Describe and encode `genes`; raises `InputError` without a species, `DataError` if no gene is recognised"
     species = species or _species_of(genes); genes = list(dict.fromkeys(_names_of(genes)))
     if not species: raise InputError("whose genes are these? pass species='human' or species='mouse'")
-    options |= {'template': template} if template else {}
-    texts, encode = describe(genes, species, source, **options), get_encoder(encoder) if isinstance(encoder, str) else encoder
+    texts, encode = describe(genes, species, source, template, **options), get_encoder(encoder) if isinstance(encoder, str) else encoder
     _check_known(texts, genes, species); vectors, truncated = encode_once(texts.text, encode, progress)
-    info = dict(source=source, encoder=encode.name, revision=encode.revision, **_text_info(texts, genes), truncated=truncated, made=_versions())
-    return cls(vectors, genes, species, info | ({'template': template} if template else {}), texts.symbol.tolist())
+    info = _text_info(texts, genes) | dict(encoder=encode.name, revision=encode.revision, truncated=truncated, made=_versions())
+    return cls(vectors, genes, species, info, texts.symbol.tolist())
 
 def _check_known(texts: pd.DataFrame, genes: list, species: str):
     "Raise `DataError` if no gene is recognised: its text would be an unknown name"
