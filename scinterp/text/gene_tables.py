@@ -6,18 +6,21 @@
 __all__ = ['GeneTable']
 
 # %% ../../nbs/text/30_gene_tables.ipynb #ba1c6765
-import json
+import hashlib, json
 from dataclasses import dataclass, field, replace
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch, patch_to
 
-from ..cells.identifiers import match_genes
-from ..core import DataError, InputError, atomic_path, cache_dir, digest
+from ..cells.identifiers import match_genes, one_ortholog
+from ..core import DataError, InputError, atomic_path, digest
 from .descriptions import describe
 from .encoders import encoder as get_encoder
+from .vector_cache import encode_once
 
 # %% ../../nbs/text/30_gene_tables.ipynb #17aa554f
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,7 @@ class GeneTable:
     vectors: np.ndarray
     genes: list
     species: str = 'human'
-    info: dict = field(default_factory=dict) # source, encoder, revision, text_sha256, coverage, orthologs, control
+    info: dict = field(default_factory=dict) # how it was made: source, template, encoder, revision, text_sha256, coverage, ...
     symbols: list | None = None # approved symbol of each gene, '' where it is not recognised; default: as `match_genes` says
 
     def __post_init__(self):
@@ -34,40 +37,76 @@ class GeneTable:
         if len(self.symbols) != len(self.genes): raise InputError(f'{len(self.symbols)} symbols do not fit {len(self.genes)} genes: one a gene is needed')
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.genes): raise InputError(f'{self.vectors.shape} vectors do not fit {len(self.genes)} genes: one row a gene is needed')
         if len(set(self.genes)) < len(self.genes): raise InputError('a gene occurs twice in the table: make its genes unique')
-        if not np.isfinite(self.vectors).all(): raise InputError('the table holds NaN or infinite values: make it again')
+        if not np.isfinite(self.vectors).all(): raise InputError('the vectors hold NaN or infinite values: make them again, or leave those genes out')
 
     def __len__(self): return len(self.genes)
     @property
     def dim(self) -> int: return self.vectors.shape[1]
-    @property
-    def sha256(self) -> str: return digest(list(self.genes), np.ascontiguousarray(self.vectors, np.float32).tobytes().hex())
     def __repr__(self):
         made = ', '.join(f'{k} {self.info[k]}' for k in ('source', 'encoder', 'control') if self.info.get(k))
         return f"GeneTable({len(self):,} {self.species} genes x {self.dim}{': ' + made if made else ''})"
 
 # %% ../../nbs/text/30_gene_tables.ipynb #541adc8b
-@patch
-def align(self: GeneTable, genes) -> np.ndarray:
-    "Row of each gene in the table, -1 where it has none; `genes` are names, or an AnnData"
-    genes = list(map(str, getattr(genes, 'var_names', genes))); row = {g: i for i, g in enumerate(self.genes)}
-    rows = np.array([row.get(g, -1) for g in genes])
-    if (rows < 0).any():
-        table_symbols = {s: i for i, s in reversed([*enumerate(self.symbols)]) if s}
-        rows = np.array([r if r >= 0 else table_symbols.get(s, -1) for r, s in zip(rows, match_genes(genes, self.species).symbol)])
-    return rows
+@patch(as_prop=True)
+def sha256(self: GeneTable) -> str:
+    "SHA-256 of genes and vectors, the same on every machine"
+    genes = json.dumps(list(self.genes), separators=(',', ':'), ensure_ascii=False); h = hashlib.sha256(f'[{genes},"'.encode())
+    for i in range(0, len(self), 1024): h.update(np.ascontiguousarray(self.vectors[i:i + 1024], np.float32).tobytes().hex().encode())
+    h.update(b'"]')
+    return h.hexdigest()
 
 # %% ../../nbs/text/30_gene_tables.ipynb #8461d38a
-@patch
-def vectors_for(self: GeneTable, genes) -> np.ndarray:
-    "Vectors of `genes` in their order, zeros where the table has none; raises `InputError` if it has none of them"
-    rows = self.align(genes)
-    if (rows < 0).all(): raise InputError('none of the genes is in the table: check identifiers and species')
-    return np.where(rows[:, None] >= 0, self.vectors[rows], 0).astype(np.float32)
+def _species_of(genes) -> str: return getattr(genes, 'uns', {}).get('scinterp_source', {}).get('species') or ''
+def _names_of(genes) -> list[str]: return list(map(str, getattr(genes, 'var_names', genes)))
 
-# %% ../../nbs/text/30_gene_tables.ipynb #da5d135a
+@patch
+def _aligned(self: GeneTable, genes: list, species: str) -> pd.DataFrame: # gene, row, how
+    "Row of each gene, and how it was found"
+    own, row = species == self.species, {g: i for i, g in enumerate(self.genes)}
+    told = pd.DataFrame(dict(gene=genes, row=[row.get(g, -1) if own else -1 for g in genes], how='exact'), columns=['gene', 'row', 'how'])
+    rest = told.row < 0
+    if not rest.any(): return told
+    symbols, hows = self._translated(genes, species); row = {s: i for i, s in reversed([*enumerate(self.symbols)]) if s}
+    told.loc[rest, 'row'] = symbols.map(lambda s: row.get(s, -1)).to_numpy()[rest]; told.loc[rest, 'how'] = hows.to_numpy()[rest]
+    told.loc[told.row < 0, 'how'] = ''
+    return told
+
+@patch
+def _translated(self: GeneTable, genes: list, species: str) -> tuple[pd.Series, pd.Series]: # symbols, how
+    "Symbols of genes in the species of the table"
+    if species == self.species: told = match_genes(genes, species); return told.symbol, told.how
+    told = one_ortholog(genes, species, self.species)
+    return told.ortholog, 'ortholog-' + told.choice
+
+# %% ../../nbs/text/30_gene_tables.ipynb #585555e3
+@patch
+def align(self: GeneTable,
+          genes, # names, or an AnnData
+          species: str | None = None, # whose genes they are; default: what the AnnData says, else the table's
+          report: bool = False # a table of how each was found, instead of rows
+         ) -> np.ndarray: # rows; or a DataFrame gene, row, how ('exact', one of `identifiers.HOWS`, 'ortholog-...' or '')
+    "Row of each gene in the table, -1 where it has none; raises `DataError` for a species without names"
+    told = self._aligned(_names_of(genes), species or _species_of(genes) or self.species)
+    return told if report else told.row.to_numpy(int)
+
+# %% ../../nbs/text/30_gene_tables.ipynb #55dfcd36
+@patch
+def _take(self: GeneTable, rows) -> np.ndarray:
+    "Vectors of rows, zeros for row -1"
+    return np.where(np.asarray(rows)[:, None] >= 0, self.vectors[rows], 0).astype(np.float32)
+
+@patch
+def vectors_for(self: GeneTable, genes, species: str | None = None) -> np.ndarray:
+    "Vectors of `genes` (as for `align`) in their order, zeros where the table has none; raises `InputError` if it has none of them"
+    rows = self.align(genes, species)
+    if (rows < 0).all(): raise InputError('none of the genes is in the table: check identifiers and species')
+    return self._take(rows)
+
+# %% ../../nbs/text/30_gene_tables.ipynb #3d1a2b8f
 @patch
 def _as(self: GeneTable, vectors, control) -> GeneTable:
     "The same genes with other vectors"
+    control = '+'.join(filter(None, [self.info.get('control'), control]))
     return replace(self, vectors=np.asarray(vectors, np.float32), info={**self.info, 'control': control})
 
 @patch
@@ -81,66 +120,139 @@ def random(self: GeneTable, seed: int = 0) -> GeneTable:
     noise = np.random.default_rng(seed).standard_normal(self.vectors.shape)
     return self._as(noise * (np.linalg.norm(self.vectors, axis=1)/np.linalg.norm(noise, axis=1))[:, None], f'random-{seed}')
 
+# %% ../../nbs/text/30_gene_tables.ipynb #cbe2f538
 @patch
 def centred(self: GeneTable) -> GeneTable:
     "Vectors minus their mean"
-    return self._as(self.vectors - self.vectors.mean(0), '+'.join(filter(None, [self.info.get('control'), 'centred'])))
+    return self._as(self.vectors - self.vectors.mean(0), 'centred')
 
-# %% ../../nbs/text/30_gene_tables.ipynb #0037e5d3
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    "Rows scaled to length one, zeros left as they are"
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+@patch
+def normalised(self: GeneTable) -> GeneTable:
+    "Vectors of length one"
+    return self._as(_unit(self.vectors), 'normalised')
+
+# %% ../../nbs/text/30_gene_tables.ipynb #c0488b8a
+@patch_to(GeneTable, cls_method=True)
+def from_vectors(cls,
+                 vectors, # genes x d
+                 genes, # their names, in the order of the rows
+                 species: str, # 'human' or 'mouse'
+                 name: str # what they are, for the record
+                ) -> GeneTable:
+    "A table of vectors made elsewhere; raises `InputError` if they do not fit the genes, `DataError` for another species"
+    return cls(np.array(vectors, np.float32, ndmin=2), list(map(str, genes)), species, dict(source=str(name)))
+
+# %% ../../nbs/text/30_gene_tables.ipynb #99fc3709
+@patch
+def _mean_norm(self: GeneTable) -> float:
+    "Mean length of the vectors that are not zero; 0 if all are"
+    norms = np.linalg.norm(self.vectors, axis=1)
+    return float(norms[norms > 0].mean()) if norms.any() else 0.
+
+def _joined_info(tables, rows, factor: float) -> dict:
+    "What is known of a joined table: what is known of its parts, and how many genes each has"
+    has = [np.asarray(r) >= 0 for r in rows]; counts = {'both': has[0] & has[1], 'first only': has[0] & ~has[1], 'second only': ~has[0] & has[1]}
+    parts = [dict(t.info, species=t.species, genes=len(t), dim=t.dim, sha256=t.sha256, scale=f) for t, f in zip(tables, (1., factor))]
+    said = {k: ' + '.join(str(p.get(k) or '-') for p in parts) for k in ('source', 'encoder', 'control') if any(p.get(k) for p in parts)}
+    texts = [p.get('text_sha256') for p in parts]
+    return said | ({'text_sha256': digest(*texts)} if all(texts) else {}) | dict(coverage={k: int(v.sum()) for k, v in counts.items()}, parts=parts)
+
+# %% ../../nbs/text/30_gene_tables.ipynb #d667c7c1
+@patch
+def concat(self: GeneTable, other: GeneTable,
+           scale: bool = True # the second part to the mean length of the first
+          ) -> GeneTable: # genes of both x (d + d of the other)
+    "Both tables side by side; `info['parts']` keeps what each says of itself, and the factor it was scaled by"
+    met = set(other.align(self.genes, self.species)); new = [i for i in range(len(other)) if other.species == self.species and i not in met]
+    genes = [*self.genes, *(other.genes[i] for i in new)]; symbols = [*self.symbols, *(other.symbols[i] for i in new)]
+    rows = self.align(genes), other.align(genes, self.species)
+    lengths = self._mean_norm(), other._mean_norm(); factor = lengths[0]/lengths[1] if scale and all(lengths) else 1.
+    vectors = np.hstack([self._take(rows[0]), other._take(rows[1]) * np.float32(factor)])
+    return GeneTable(vectors, genes, self.species, _joined_info((self, other), rows, factor), symbols)
+
+# %% ../../nbs/text/30_gene_tables.ipynb #a83b3487
 @patch
 def save(self: GeneTable, path):
     "Write the table as one `.safetensors` file, atomically"
     from safetensors.numpy import save_file
-    note = dict(genes=list(self.genes), symbols=list(self.symbols), species=self.species, info=self.info, sha256=self.sha256)
-    with atomic_path(path) as tmp: save_file({'vectors': np.ascontiguousarray(self.vectors, np.float32)}, tmp, {'scinterp': json.dumps(note)})
+    note = json.dumps(dict(genes=list(self.genes), symbols=list(self.symbols), species=self.species, info=self.info, sha256=self.sha256))
+    with atomic_path(path) as tmp:
+        save_file({'vectors': np.ascontiguousarray(self.vectors, np.float32)}, tmp, {'scinterp': note, 'note_sha256': digest(note)})
 
 @patch_to(GeneTable, cls_method=True)
 def load(cls, path) -> GeneTable:
-    "Read a table; raises `InputError` if the file is damaged or not a gene table"
+    "Read a table; raises `InputError` if the file is missing, damaged or not a gene table"
     from safetensors import safe_open
+    name = Path(path).name
+    if not Path(path).is_file(): raise InputError(f'there is no file {name}: check the path')
     try:
-        with safe_open(str(path), 'np') as f: vectors, note = f.get_tensor('vectors'), json.loads(f.metadata()['scinterp'])
-        table = cls(vectors, note['genes'], note['species'], note['info'], note.get('symbols'))
-    except Exception as e: raise InputError(f'{Path(path).name} is not a readable gene table ({type(e).__name__}): build it again') from e
-    if table.sha256 != note['sha256']: raise InputError(f'{Path(path).name} was altered after it was written: build it again')
+        with safe_open(str(path), 'np') as f: vectors, (text, check) = f.get_tensor('vectors'), map(f.metadata().get, ('scinterp', 'note_sha256'))
+        note = json.loads(text); table = cls(vectors, note['genes'], note['species'], note['info'], note['symbols'])
+    except Exception as e: raise InputError(f'{name} is not a readable gene table ({type(e).__name__}): make it again') from e
+    if check != digest(text) or table.sha256 != note['sha256']: raise InputError(f'{name} was altered after it was written: make it again')
     return table
 
-# %% ../../nbs/text/30_gene_tables.ipynb #e3e8a92a
-def _cached(path: Path, make):
-    "The table in `path`, made and kept if it is missing or damaged"
-    if path.is_file():
-        try: return GeneTable.load(path)
-        except InputError: pass
-    table = make()
-    try: table.save(path)
-    except OSError: pass # a cache that cannot be written costs time, not the result
-    return table
+# %% ../../nbs/text/30_gene_tables.ipynb #dde26bbf
+def _versions() -> dict[str, str]:
+    "Versions of what vectors depend on, as far as it is installed"
+    found = {}
+    for package in ('scinterp', 'numpy', 'scikit-learn', 'torch', 'transformers'):
+        try: found[package] = version(package)
+        except PackageNotFoundError: pass
+    return found
 
-# %% ../../nbs/text/30_gene_tables.ipynb #cb0640bd
+def _text_info(texts: pd.DataFrame, genes: list) -> dict:
+    "Source, template and hash of the texts, how many came from where, and how many are those of an ortholog"
+    told = {k: texts.attrs[k] for k in ('source', 'template', 'summaries') if k in texts.attrs}; through = texts.ortholog[texts.ortholog != '']
+    info = told | dict(text_sha256=digest(genes, texts.text.tolist()), coverage=texts.source.value_counts().to_dict())
+    return info | (dict(orthologs=through.value_counts().to_dict()) if len(through) else {})
+
+# %% ../../nbs/text/30_gene_tables.ipynb #6b3d07d3
 @patch_to(GeneTable, cls_method=True)
 def build(cls, genes, # gene names, or an AnnData
           species: str | None = None, # 'human' or 'mouse'; an AnnData from `datasets.load` knows its own
-          source: str = 'bundled', # 'bundled' or 'symbol'
-          encoder: str = 'minilm', # 'minilm' or 'tfidf'
-          progress: bool = False) -> GeneTable:
-    "Describe and encode `genes`, kept in the cache folder; raises `InputError` without a species, `DataError` if no gene is recognised"
-    species = species or getattr(genes, 'uns', {}).get('scinterp_source', {}).get('species')
+          source: str = 'bundled', # of the texts, as for `describe`
+          encoder='minilm', # name, as for `encoders.encoder`, or an encoder
+          template: str | None = None, # of the texts, as for `describe`
+          progress: bool = False, **options) -> GeneTable: # further options of `describe`
+    "Describe and encode `genes`; raises `InputError` without a species, `DataError` if no gene is recognised"
+    species = species or _species_of(genes); genes = list(dict.fromkeys(_names_of(genes)))
     if not species: raise InputError("whose genes are these? pass species='human' or species='mouse'")
-    genes = list(dict.fromkeys(map(str, getattr(genes, 'var_names', genes))))
-    texts, encode = describe(genes, species, source), get_encoder(encoder)
-    if (texts.symbol == '').all(): raise DataError(f"none of {len(genes)} genes is known by its name in {species} ({', '.join(genes[:3])}, ...): check species, use symbols, or get all names with fetch_names({species!r})")
-    text_sha256 = digest(genes, texts.text.tolist())
-    info = dict(source=source, encoder=encode.name, revision=encode.revision, text_sha256=text_sha256, coverage=texts.source.value_counts().to_dict())
-    through = texts.ortholog[texts.ortholog != '']
-    if len(through): info['orthologs'] = through.value_counts().to_dict() # texts that are a human gene's
-    path = cache_dir()/'gene_tables'/f'{digest(text_sha256, texts.symbol.tolist(), species, encode.name, encode.revision)[:24]}.safetensors'
-    return _cached(path, lambda: cls(encode(texts.text, progress), genes, species, info, texts.symbol.tolist()))
+    texts, encode = describe(genes, species, source, template, **options), get_encoder(encoder) if isinstance(encoder, str) else encoder
+    _check_known(texts, genes, species); vectors, truncated = encode_once(texts.text, encode, progress)
+    info = _text_info(texts, genes) | dict(encoder=encode.name, revision=encode.revision, truncated=truncated, made=_versions())
+    return cls(vectors, genes, species, info, texts.symbol.tolist())
+
+def _check_known(texts: pd.DataFrame, genes: list, species: str):
+    "Raise `DataError` if no gene is recognised: its text would be an unknown name"
+    if (texts.symbol != '').any(): return
+    raise DataError(f"none of {len(genes)} genes is known by its name in {species} ({', '.join(genes[:3])}, ...): check species, use symbols, or get all names with fetch_names({species!r})")
 
 # %% ../../nbs/text/30_gene_tables.ipynb #6bee435a
 @patch
 def neighbours(self: GeneTable, gene: str, n: int = 5) -> pd.Series: # cosine, named by gene
     "The `n` genes whose centred vectors are closest to `gene`'s by cosine; raises `InputError` if it is not in the table"
     row = self.align([gene])[0]
-    if row < 0: raise InputError(f'{gene} is not in the table')
-    v = self.centred().vectors; v = v/np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
+    if row < 0: raise InputError(f'{gene} is not in the table: look for it with align([...], report=True)')
+    v = _unit(self.vectors - self.vectors.mean(0))
     return pd.Series(v @ v[row], self.genes).drop(self.genes[row]).nlargest(n)
+
+# %% ../../nbs/text/30_gene_tables.ipynb #c66eda7c
+def _bar(name: str, count: int, total: int) -> str:
+    "One row of the coverage: name, a bar, number"
+    bar = f'<div style="background:#4c72b0;height:.7em;width:{150*count/max(total, 1):.0f}px"></div>'
+    return f'<tr><td style="text-align:left">{escape(str(name))}</td><td>{bar}</td><td>{count:,}</td></tr>'
+
+@patch
+def _repr_html_(self: GeneTable) -> str:
+    facts = dict(genes=f'{len(self):,} ({self.species})', dimensions=self.dim) | {k: self.info[k] for k in ('source', 'template', 'encoder', 'revision', 'control') if self.info.get(k)}
+    if self.info.get('truncated'): facts['cut to fit the encoder'] = f"{self.info['truncated']:,}"
+    rows = ''.join(f'<tr><th style="text-align:left">{k}</th><td colspan="2" style="text-align:left">{escape(str(v))}</td></tr>' for k, v in facts.items())
+    coverage = self.info.get('coverage') or {}
+    bars = ''.join(_bar(k, n, len(self)) for k, n in coverage.items())
+    return f'<table><caption>Gene table</caption>{rows}{bars}</table>'
