@@ -45,7 +45,7 @@ def _symbols(genes) -> np.ndarray:
 
 def read_gene_list(path: Path) -> pd.DataFrame: # symbol, label
     "Two classes of genes: approved symbols with 1 or 0; genes in both classes are left out"
-    table = pd.read_csv(path); missing = {'symbol', 'label'} - set(table)
+    table = pd.read_csv(path, keep_default_na=False); missing = {'symbol', 'label'} - set(table)
     if missing: raise InputError(f"{path.name} is no gene list: it has no column {', '.join(sorted(missing))}")
     table = table.assign(symbol=_symbols(table.symbol))[['symbol', 'label']]; table = table[table.symbol != ''].drop_duplicates()
     return table[~table.symbol.duplicated(keep=False)].reset_index(drop=True)
@@ -91,7 +91,7 @@ MAX_PAIRS = 60_000 # for training
 
 def read_pairs(path: Path) -> pd.DataFrame: # a, b, label
     "Pairs of approved symbols; those with an unknown gene are left out"
-    table = pd.read_csv(path); known = dict(zip(names := sorted({*table.gene1, *table.gene2}), _symbols(names)))
+    table = pd.read_csv(path, keep_default_na=False); known = dict(zip(names := sorted({*table.gene1, *table.gene2}), _symbols(names)))
     table = pd.DataFrame(dict(a=table.gene1.map(known), b=table.gene2.map(known), label=table.label))
     return table[(table.a != '') & (table.b != '')].reset_index(drop=True)
 
@@ -105,7 +105,7 @@ def pair_task(train: Path, test: Path, genes: list, features: dict, seeds, again
 # %% ../../nbs/run/25_gene_tasks.ipynb #77bb1d27
 def read_classes(path: Path, smallest: int) -> pd.DataFrame: # symbol, label
     "Approved symbols with their class, of classes with more than `smallest` genes; a gene of two classes is left out"
-    table = pd.read_csv(path); table = pd.DataFrame(dict(symbol=_symbols(table.gene_name.astype(str)), label=table.gene_type))
+    table = pd.read_csv(path, keep_default_na=False); table = pd.DataFrame(dict(symbol=_symbols(table.gene_name.astype(str)), label=table.gene_type))
     table = table[table.symbol != ''].drop_duplicates(); table = table[~table.symbol.duplicated(keep=False)]
     return table[table.label.map(table.label.value_counts()) > smallest].reset_index(drop=True)
 
