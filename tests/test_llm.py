@@ -357,6 +357,12 @@ def test_what_may_have_been_charged_counts(api, talk):
     assert 2 * 500 < lost < 2 * 700  # of the two that broke off; not of the one that was turned away
 
 
+def test_what_is_set_aside_is_waited_for(api, talk):
+    "Room for one reply of the greatest length at a time, and for all replies as they are"
+    api.reply = lambda request: time.sleep(.05) or reply(request)
+    assert len(describe_genes(GENES[:8], "human", talk(budget="1400 tokens", max_tokens=700, max_concurrency=4))) == 8
+
+
 def test_a_budget_that_is_too_small_sends_nothing(api, talk):
     with pytest.raises(BudgetError):
         talk(budget="10 tokens").tell({"x": "hello"})
@@ -579,6 +585,15 @@ def test_the_key_is_nowhere(api, talk, tmp_path, caplog, capfd, monkeypatch):
         everything += str(file) + (file.read_text() if file.is_file() else "")
     assert KEY not in everything and KEY[:20] not in everything and os.environ["OPENAI_ORG_ID"] not in everything
     assert all(r.headers["Authorization"] == f"Bearer {KEY}" for r in api.seen)
+
+
+@pytest.mark.parametrize("secret", ["sk-" + "Xy7" * 9, "sk-svcacct-" + "Xy_7-" * 9, "org-" + "Xy7" * 8, "proj_" + "Xy7" * 8])
+def test_the_key_of_somebody_else_is_not_kept_either(api, talk, secret):
+    api.reply = lambda request: f"The key is {secret}."
+    assert talk().tell({"x": "hello"}) == {"x": "The key is [removed]."}
+    api.faults[CHAT] = [error(400, f"no access for {secret}")]
+    with pytest.raises(ModelError, match=r"no access for \[removed\]"):
+        talk().tell({"y": "hello again"})
 
 
 def test_no_key_no_request(api, talk, monkeypatch):

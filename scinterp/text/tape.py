@@ -24,6 +24,7 @@ _LIKE = re.compile(r'\b(?:sk-|org-|proj_)(?=[\w-]{16})(?=[A-Za-z_-]*\d)[\w-]+') 
 
 def without_secrets(text: str) -> str:
     "`text` with keys, organisation and project ids replaced by [removed]"
+    if len(text) < 8: return text
     for value in filter(None, map(os.environ.get, _OWN)):
         if len(value) >= 8: text = text.replace(value, '[removed]') # 'none' is a common key of local servers, and a word
     return _LIKE.sub('[removed]', text)
