@@ -9,6 +9,7 @@ import struct
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 
 import numpy as np
 from loopback import Site, body, hang, loopback, status  # noqa: F401  faults that any web server has
@@ -23,7 +24,7 @@ class Request:
     "What a client sent"
     method: str
     path: str
-    headers: dict
+    headers: Message  # upper or lower case, as in HTTP
     raw: bytes
     number: int
     json: dict = field(default_factory=dict)
@@ -76,7 +77,7 @@ class Api(Site):
         with self.lock:
             if self.die_after is not None and len(self.seen) >= self.die_after:
                 return self.die(handler)
-            request = Request(handler.command, path, dict(handler.headers.items()), raw, len(self.seen))
+            request = Request(handler.command, path, handler.headers, raw, len(self.seen))
             if raw and (handler.headers.get("Content-Type") or "").startswith("application/json"):
                 request.json = json.loads(raw)
             self.seen.append(request)
@@ -234,7 +235,7 @@ class Api(Site):
         good, bad = [], []
         lines = [json.loads(line) for line in self.store[batch["input_file_id"]]["content"].decode().splitlines()]
         for i, line in enumerate(lines):
-            asked = Request("POST", line["url"].lstrip("/"), {}, b"", 10**6 + i, line["body"])
+            asked = Request("POST", line["url"].lstrip("/"), Message(), b"", 10**6 + i, line["body"])
             try:
                 code, content = 200, self.route(asked)
             except Refused as e:
