@@ -186,8 +186,10 @@ def test_reports_take_lists_files_and_data_sets(tmp_path):
     assert report == cost.cost_report(["CD79A", "MS4A1"], "openai:text-embedding-3-small") and report.task == "embed"
     assert cost.cost_report("demo").texts == 765
     assert cost.cost_report(["CD79A"], source="symbol").tokens[1] < report.tokens[1]
-    chat = cost.cost_report(["CD79A", "MS4A1"], "gpt-4o-mini", prompt="Describe it.")
-    assert chat.task == "chat" and chat.requests == 2
+    chat = cost.cost_report(["CD79A", "MS4A1"], "gpt-4o-mini")
+    assert chat.task == "chat" and chat.requests == 2 and chat.written == (200, 2000)
+    with pytest.raises(InputError, match="not there yet"):
+        cost.cost_report(["CD79A"], source="llm", chat=None)
     for local in ("minilm", "tfidf", "hf:org/model@main"):
         assert cost.cost_report(["CD79A"], local).money == (0, 0)
     for genes, why in (([], "empty"), (tmp_path / "no.csv", "there is no file")):
