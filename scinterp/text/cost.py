@@ -271,12 +271,12 @@ def _genes(genes, species) -> tuple[list, str]:
     if isinstance(genes, (str, Path)) and Path(genes).suffix in ('.txt', '.tsv', '.csv'):
         if not Path(genes).is_file(): raise InputError(f'there is no file {genes}: name a file with one gene a line, or a data set')
         lines = Path(genes).read_text(encoding='utf-8-sig').splitlines()
-        return [g for g in (re.split(r'[\t,]', line)[0].strip() for line in lines) if g], species or 'human'
+        return [g for g in (re.split(r'[\t,]', line)[0].strip() for line in lines) if g], species or ''
     if isinstance(genes, (str, Path)):
         from scinterp.cells.datasets import load
         genes = load(genes, species=species)
     source = getattr(genes, 'uns', {}).get('scinterp_source', {})
-    return list(map(str, getattr(genes, 'var_names', genes))), species or source.get('species') or 'human'
+    return list(map(str, getattr(genes, 'var_names', genes))), species or source.get('species') or ''
 
 # %% ../../nbs/text/15_cost.ipynb #d4eb5a56
 def _is_local(model: str) -> bool:
@@ -286,7 +286,7 @@ def _is_local(model: str) -> bool:
 # %% ../../nbs/text/15_cost.ipynb #1975cf0f
 def cost_report(genes, # names, a file with one a line, AnnData, or the name of a data set
                 model: str = 'text-embedding-3-small', # of `prices()`, with or without 'openai:'; or 'minilm', 'tfidf', 'hf:...'
-                species: str | None = None, # default: the data set's, else 'human'
+                species: str | None = None, # default: the data set's own
                 source: str = 'bundled', # of the descriptions to embed, as in `describe`
                 prices=None, # price file of your own
                 prompt: str = 'scelmo-v1', # of a chat model: one of `llm.prompts()`
@@ -296,6 +296,7 @@ def cost_report(genes, # names, a file with one a line, AnnData, or the name of 
     "What it costs to embed descriptions of `genes`, or to have them written by a chat model; nothing is sent; raises `InputError` for a model without a price"
     genes, species = _genes(genes, species); local = _is_local(model)
     if not genes: raise InputError('there are no genes: the list is empty')
+    if not species: raise InputError("whose genes are these? pass species='human' or species='mouse'")
     chat = not local and price(model, prices)['task'] == 'chat'
     if chat: return estimate(_prompts(genes, species, prompt), model, output_tokens=output_tokens, prices=prices)
     if source == 'llm': raise InputError('what a chat model will write is not there yet: name that chat model in model=, or use estimate(number, tokens_each=)')
