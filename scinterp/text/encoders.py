@@ -125,6 +125,8 @@ def _one_of(what: str, value, choices):
     return value
 
 # %% ../../nbs/text/20_encoders.ipynb #e3da0c18
+LONG = ('average', 'cut')
+
 class TransformerEncoder:
     "A transformer as an encoder; raises `InputError` for settings it cannot have, `ModelError` for a model that cannot be used"
     truncated = 0 # texts of the last call that were longer than `max_tokens`
@@ -147,7 +149,7 @@ class TransformerEncoder:
         self._pool_as(pooling, normalise, prompt); self._limit(max_tokens)
         self.weights = weights or folder_sha256(self.source)[:12]
 
-LONG = ('average', 'cut')
+
 
 # %% ../../nbs/text/20_encoders.ipynb #0575c055
 @patch
