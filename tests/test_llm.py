@@ -142,6 +142,7 @@ def test_a_job_is_called_off_when_it_cannot_go_on(api, talk):
     resays(lambda said: {"answers": said["answers"][:2]}),  # ids missing
     resays(lambda said: {"answers": said["answers"] + [{"id": "c0", "answer": "Something else."}]}),  # two answers for one
     resays(lambda said: {"answers": [dict(a, answer=3) for a in said["answers"]]}),  # another type
+    resays(lambda said: {"answers": [dict(a, answer="" if a["id"] == "c0" else a["answer"]) for a in said["answers"]]}),  # an empty one
     resays(lambda said: {a["id"]: a["answer"] for a in said["answers"]}),  # another form
     says("I'd say these are cells."), says('{"answers": [{"id": "c0", "answer": NaN}]}'), says('```\n{"answers": []}\n```\n```\n{}\n```'), refusal(), says(""),
 ])
@@ -205,7 +206,7 @@ def test_a_batch_that_is_too_long_is_halved(api, talk):
 
 def test_a_server_without_schemas(api, talk):
     api.json_schema = False
-    assert talk().ask(items(), TEXT, "Describe.", batch=2) == right()
+    assert talk(retries=0).ask(items(), TEXT, "Describe.", batch=2) == right()
     assert [("response_format" in r.json) for r in api.seen].count(False) == 2 == api.usage["requests"]
     sent = len(api.seen)
     assert talk(tape=Tape(talk().tape.path, "replay")).ask(items(), TEXT, "Describe.", batch=2) == right() and len(api.seen) == sent
@@ -451,6 +452,7 @@ def test_what_an_answer_depends_on_is_in_the_key(talk, change):
 # ---- the tape
 
 
+@pytest.mark.slow(5)
 def test_an_entry_cut_or_altered_anywhere_is_made_again(api, talk):
     chat = talk()
     describe_genes(["INS"], "human", chat)

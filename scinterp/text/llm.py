@@ -78,7 +78,7 @@ def _sorted_out(text: str, ids, schema: dict) -> tuple[dict, list, str]: # answe
     try: listed = _parse(text); entries = [(str(e['id']), e['answer']) for e in listed['answers']]
     except (ValueError, TypeError, KeyError, RecursionError): return {}, [], 'the answer is not the JSON that was asked for'
     fits, by_id, wrong = Draft202012Validator(schema).is_valid, {}, set()
-    for id, answer in entries: wrong |= {id} if not fits(answer) or by_id.setdefault(id, answer) != answer else set()
+    for id, answer in entries: wrong |= {id} if answer in ('', None) or not fits(answer) or by_id.setdefault(id, answer) != answer else set()
     good = {id: by_id[id] for id in ids if id in by_id and id not in wrong}
     why = 'some answers do not fit the schema, or contradict each other' if wrong & set(ids) else 'some ids were not answered'
     return good, sorted({id for id, _ in entries} - set(ids)), why if len(good) < len(ids) else ''
@@ -260,7 +260,8 @@ def _try(self: Chat, request: dict) -> dict: # answer
     except openai.APIStatusError as e: fault = self._status_fault(e, 'response_format' in body)
     except openai.APIConnectionError as e: fault = self._line_fault(e)
     except (openai.OpenAIError, ValueError) as e: fault = _Again(f'the answer could not be read ({type(e).__name__})', charged=True)
-    raise fault # outside of `except`, so that nothing is attached
+    if fault: raise fault # outside of `except`, so that nothing is attached
+    return self._try(request) # in words
 
 # %% ../../nbs/text/08_llm.ipynb #25c9d239
 @patch
@@ -274,11 +275,11 @@ def _line_fault(self: Chat, error) -> _Again:
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 @patch
-def _status_fault(self: Chat, error, with_schema: bool) -> Exception:
-    "What to make of an error that the server sent"
+def _status_fault(self: Chat, error, with_schema: bool) -> Exception | None:
+    "What to make of an error that the server sent; None if it is to be asked without a schema"
     code, said, headers = error.status_code, without_secrets(str(getattr(error, 'message', error)))[:300], error.response.headers
     if code == 400 and with_schema and re.search('response_format|json_schema', said):
-        self._plain = True; return _Again('the server knows no JSON schemas', wait=0)
+        self._plain = True; return None
     if code == 429 and 'insufficient_quota' in said + str(error.code): return ModelError(f'the account for {self.model} has no credit left: {said}')
     if code in _BUSY: return _Again(f'HTTP {code}: {said}', _retry_after(headers.get('Retry-After')))
     if code in (401, 403): return ModelError(f'the server did not accept the key (HTTP {code}): check OPENAI_API_KEY, and that it may use {self.model}')
@@ -462,7 +463,7 @@ def describe_names(names, # genes, cell types, ...; each is asked for once
     names = list(dict.fromkeys(map(check_name, names))); words = _prompt(prompt)
     if noun not in NOUNS and not noun.endswith(' gene'): raise InputError(f"no prompt asks about a {noun!r}: choose one of {', '.join(NOUNS)}")
     if batch == 1: found = chat._tell({name: _fill(words['text'], noun, name) for name in names}, tries, progress)
-    else: found = chat._ask({name: name for name in names}, dict(type='string', minLength=1), _fill(words['each'], noun), batch, tries, progress)
+    else: found = chat._ask({name: name for name in names}, dict(type='string'), _fill(words['each'], noun), batch, tries, progress)
     return pd.DataFrame([(name, found[name][0], chat.model, prompt, found[name][1]) for name in names], columns=['symbol', 'text', 'model', 'prompt', 'sha'])
 
 # %% ../../nbs/text/08_llm.ipynb #075c2e8c
