@@ -13,6 +13,18 @@ class Site:
         self.files, self.faults, self.requests = {}, {}, []
         self.ranges, self.pace, self.tags = True, None, True
 
+    def start(self, handler, port=0):
+        "Listen, on a free port or on the one of before"
+        self.server, self.handler = ThreadingHTTPServer(("127.0.0.1", port), handler), handler
+        self.server.daemon_threads = True
+        self.server.handle_error = lambda *args: None  # a client that hangs up is no error of ours
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
     def url(self, path):
         return f"http://127.0.0.1:{self.port}/{path}"
 
@@ -99,9 +111,9 @@ def hang(seconds):
 
 
 @contextmanager
-def loopback():
-    "A running `Site`"
-    site = Site()
+def loopback(site=None):
+    "A running `Site`, or another that answers as one does"
+    site = site or Site()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -112,16 +124,13 @@ def loopback():
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
 
+        do_POST = do_DELETE = do_GET
+
         def log_message(self, *args):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *args: None  # a client that hangs up is no error of ours
-    site.port = server.server_port
-    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
+    site.start(Handler)
     try:
         yield site
     finally:
-        server.shutdown()
-        server.server_close()
+        site.stop()

@@ -127,7 +127,7 @@ def test_labels_that_are_missing_are_counted_and_left_out():
 def test_expression_needs_a_state_that_is_known():
     strange = cells(["B", "T"])
     strange.X = strange.X * 0.37 - 0.1 * sparse.csr_matrix(np.ones(strange.shape))
-    with pytest.raises(DataError, match="neither counts nor"):
+    with pytest.raises(DataError, match="the state of X is unknown"):
         audit(strange, expression=True)
     assert len(audit(strange)) == 2, "names and numbers need no expression"
 

@@ -180,7 +180,7 @@ def test_report_as_json(scinterp, tmp_path):
     report = json.loads(done.stdout)
     assert done.returncode == 0 and report["ok"] and report["species"] == "human" and report["state"] == "counts"
     missing = scinterp("doctor", tmp_path / "cells.h5ad", "--label", "kinds")
-    assert missing.returncode == 2 and "but 'kind'" in missing.stdout
+    assert missing.returncode == 2 and "did you mean kind?" in missing.stdout
 
 
 def test_doctor_of_the_machine(scinterp):

@@ -6,7 +6,6 @@
 __all__ = ['MIN_RECOGNISED', 'Finding', 'species_shares', 'guess_species', 'recognition', 'Preflight', 'preflight']
 
 # %% ../../nbs/cells/25_preflight.ipynb #0acb5ccc
-import difflib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -20,7 +19,9 @@ from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 from fastcore.basics import patch
 
+from .files import check_format
 from .identifiers import SPECIES, identifier_kind, kind_shares, match_genes
+from .labels import label_problem
 from .matrices import Scan, scan
 from .nomenclature import gene_names
 from .normalise import expression_state, log_base_by_ratios, parse_state, state_of
@@ -52,7 +53,7 @@ def _on_disk(item):
 @contextmanager
 def _of_file(path: Path):
     "The parts of an `.h5ad` file, which stays open; raises `DataError` if it is something else"
-    if not path.is_file(): raise DataError(f'{path} is not a file: check the path')
+    check_format(path)
     try: file = h5py.File(path)
     except OSError as e: raise DataError(f'{path.name} cannot be read as .h5ad: it may be truncated or of another format') from e
     with file:
@@ -155,6 +156,14 @@ def _check_recognised(table: pd.DataFrame, columns: dict) -> Finding:
     fix = 'run `scinterp fetch genes` once: only the bundled names of some 1,300 genes are on this machine' if table.attrs['names'] == 'bundled' else 'check species and identifiers, or rename the genes'
     return Finding('genes', 'problem', says, fix)
 
+# %% ../../nbs/cells/25_preflight.ipynb #f18d47b2
+def _check_shared_symbols(table: pd.DataFrame) -> list[Finding]:
+    "Genes of several names that are one: they are read as one gene each"
+    known = table.symbol[table.symbol != '']; several = known[known.duplicated(keep=False)]
+    if several.empty: return []
+    first = several.iloc[0]; names = ', '.join(table.gene[table.symbol == first].map(str))
+    return [Finding('symbols', 'note', f'{several.nunique():,} symbols are those of several genes here ({first}: {names}); a method that reads text gives them the same vector', 'sum them if they are one gene to you')]
+
 # %% ../../nbs/cells/25_preflight.ipynb #8ca0589d
 _GOOD = ('counts', 'log1p-cp10k')
 
@@ -183,21 +192,13 @@ def _check_state(name: str, state: str, stated: str, others: dict, ratios: str) 
     return Finding('state', 'problem', f'the state of {name} is {state}, and methods need counts', 'put the counts in a layer and pass layer=, or pass state= if you know what X is')
 
 # %% ../../nbs/cells/25_preflight.ipynb #0afa8e87
-def _label_columns(obs: pd.DataFrame) -> list[str]:
-    "Columns that could hold types: text or categories, with 2 to 500 of them"
-    return [c for c in obs if (isinstance(obs[c].dtype, pd.CategoricalDtype) or obs[c].dtype == object) and 2 <= obs[c].nunique() <= min(500, len(obs) - 1)]
-
 def _check_labels(obs: pd.DataFrame, label_key: str | None) -> Finding:
     "Whether the labels can be learnt from"
-    key = label_key or 'cell_type'; choices = _label_columns(obs); near = difflib.get_close_matches(key, choices, 1)
-    choose = f"pass label_key= one of {', '.join(choices[:8])}" if choices else 'add a column of types to obs if you want to train or score'
-    if key not in obs: return Finding('labels', 'problem' if label_key else 'note', f'obs has no column {key!r}' + (f', but {near[0]!r}' if near else ''), choose)
-    labels, missing = obs[key], int(obs[key].isna().sum()); sizes = labels.value_counts(); sizes = sizes[sizes > 0]
-    if missing == len(labels): return Finding('labels', 'problem', f'{key!r} is empty for every cell', choose)
-    if missing: return Finding('labels', 'problem', f'{missing:,} of {len(labels):,} cells have no {key!r}', f"drop them: adata = adata[adata.obs['{key}'].notna()]")
-    if len(sizes) < 2: return Finding('labels', 'problem', f'{key!r} holds one type only, {sizes.index[0]!r}: at least two are needed to train or score', choose)
-    rare = sizes[sizes < 3]; says = f'{len(sizes)} types in {key!r}, {sizes.min():,}' + f' to {sizes.max():,}'*bool(sizes.max() > sizes.min()) + ' cells each'
-    return Finding('labels', 'note' if len(rare) else 'ok', says + (f'; {len(rare)} have fewer than 3 cells and are for training only' if len(rare) else ''), arguments=dict(label_key=key) if key != 'cell_type' else {})
+    key = label_key or 'cell_type'
+    if wrong := label_problem(obs, key): return Finding('labels', 'problem' if key in obs or label_key else 'note', *wrong)
+    sizes = obs[key].value_counts(); sizes = sizes[sizes > 0]; rare = int((sizes < 3).sum()); most = f' to {sizes.max():,}' if sizes.max() > sizes.min() else ''
+    says = f'{len(sizes)} types in {key!r}, {sizes.min():,}{most} cells each' + (f'; {rare} have fewer than 3 cells and are for training only' if rare else '')
+    return Finding('labels', 'note' if rare else 'ok', says, arguments=dict(label_key=key) if key != 'cell_type' else {})
 
 # %% ../../nbs/cells/25_preflight.ipynb #6bb1c3ee
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def _examine(parts: _Contents, name: str, species, label_key, layer, gene_key, s
     broken, usable = s.n_nan + s.n_infinite > 0, s.gene_total.sum() > 0 and seen != 'scaled'
     findings = [about_species, *_check_names(parts, genes), *_check_values(s), *([] if broken else [_check_state(matrix, seen, stated, states, ratios)]), _check_labels(parts.obs, label_key)]
     table = recognition(genes, s.gene_total if usable else np.ones(len(genes)), species or 'human'); known = table.symbol != ''
-    if species: findings.insert(1, _check_recognised(table, {} if gene_key else _other_columns(parts, matrix, species)))
+    if species: findings[1:1] = [_check_recognised(table, {} if gene_key else _other_columns(parts, matrix, species)), *_check_shared_symbols(table)]
     return Preflight(name, *M.shape, species, identifier_kind(genes), stated if stated and not _readable(seen) else seen, states, float(known.mean()), float(table.share[known].sum()), _unrecognised(table), findings)
 
 # %% ../../nbs/cells/25_preflight.ipynb #6b0b1fc3

@@ -3,6 +3,6 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["metrics", "pl"],
+    submodules=["gene_level", "metrics", "pl"],
     submod_attrs={"metrics": ["scores", "score_table", "confusion_matrix", "paired_difference", "embedding_scores"]},
 )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'STYLE', 'FINDINGS', 'colour', 'row_name', 'performance_bars', 'metric_name', 'performance_panels',
-           'confusion_heatmap', 'confusion_panels', 'type_palette', 'umap_panels', 'umap_coordinates', 'label_audit',
-           'save_figure', 'use_style']
+           'dataset_panels', 'confusion_heatmap', 'confusion_panels', 'type_palette', 'umap_panels', 'umap_coordinates',
+           'label_audit', 'save_figure', 'use_style']
 
 # %% ../../nbs/evaluate/20_plots.ipynb #a93b47da
 from pathlib import Path
@@ -72,6 +72,20 @@ def performance_panels(table: pd.DataFrame, metrics=('macro_f1', 'accuracy', 'ma
     for ax, metric in zip(axes[0], metrics): performance_bars(table, metric, ax)
     axes[0, 0].set_ylim(n - .4, -.6) # shared: inverted once, not once a panel
     for ax in axes[0, 1:]: ax.tick_params(left=False)
+    return fig
+
+# %% ../../nbs/evaluate/20_plots.ipynb #d2d2b911
+def dataset_panels(table: pd.DataFrame, # result table
+                   titles: dict[str, str], # dataset: title of its panel, in order
+                   metric: str, columns: int = 3, chance: float | None = None):
+    "`performance_bars` of one metric for several datasets with the same rows; returns the Figure"
+    shown = [d for d in titles if d in set(table[table.metric == metric].dataset)]; n = len(_summary(table[table.dataset == shown[0]])); lines = -(-len(shown) // columns)
+    fig, axes = plt.subplots(lines, columns, figsize=(2.1*columns + 1.8, (.27*n + .95)*lines), sharey=True, layout='constrained', squeeze=False)
+    for ax, name in zip(axes.flat, shown):
+        performance_bars(table[table.dataset == name], metric, ax).set_title(titles[name], loc='left')
+        if chance is not None: ax.axvline(chance, color='#888888', lw=.8, ls=':')
+    axes[0, 0].set_ylim(n - .4, -.6)
+    for ax in axes.flat[len(shown):]: ax.remove()
     return fig
 
 # %% ../../nbs/evaluate/20_plots.ipynb #5b0cfb1f

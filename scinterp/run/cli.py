@@ -104,6 +104,14 @@ def _doctor_machine(as_json: bool):
     if any(f.level == 'problem' for f in findings): raise typer.Exit(2)
 
 # %% ../../nbs/run/50_cli.ipynb #d530bd69
+def _print_datasets():
+    "What can be fetched or loaded by name, for a terminal"
+    from scinterp.cells.datasets import table
+    rows = [('NAME', 'SPECIES', 'CELLS', 'TYPES', 'TO HAVE IT', 'TITLE'), *table().drop(columns='label').itertuples()]
+    for row in rows: typer.echo('{:<36}{:<9}{:>6}{:>7}  {:<31}{}'.format(*map(str, row)))
+    typer.echo("\ngenes: the names of all human and mouse genes, from HGNC, MGI and NCBI")
+
+# %% ../../nbs/run/50_cli.ipynb #ac37ab01
 @app.command()
 def fetch(names: Annotated[list[str] | None, typer.Argument(help="'genes' (the names of all human and mouse genes), or names of datasets; without any, what there is.")] = None):
     """Download and build what is asked for by name: gene names, datasets.
@@ -111,7 +119,7 @@ def fetch(names: Annotated[list[str] | None, typer.Argument(help="'genes' (the n
     Files are resumed when the line breaks, checked by SHA-256 where it is known, and kept in the cache folder (SCINTERP_CACHE).
     """
     from scinterp.cells import datasets
-    if not names: typer.echo(datasets.table().to_string(index=False)); return
+    if not names: return _print_datasets()
     unknown = [n for n in names if n != 'genes' and n not in datasets.registry()]
     if unknown: raise InputError(f"nothing is called {', '.join(unknown)}: choose from genes, {', '.join(datasets.registry())}")
     for name in names: _fetch(name)

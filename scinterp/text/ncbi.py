@@ -55,9 +55,9 @@ def without_credit(summary: str) -> tuple[str, str]:
     return ' '.join(text.split()), max((f'{year}-{_MONTHS.index(month) + 1:02}' for year, month in found), default='')
 
 # %% ../../nbs/text/09_ncbi.ipynb #b0c52b13
-_READ_COLUMNS = ['species', 'entrez', 'summary', 'provider', 'date']
+_READ_COLUMNS = ['species', 'entrez', 'summary', 'date', 'provider']
 
-def read_gene_summary(path) -> pd.DataFrame: # one row a gene: species, entrez, summary, provider, date (of the summary)
+def read_gene_summary(path) -> pd.DataFrame: # one row a gene: species, entrez, summary, date (of the summary), provider
     "Human and mouse rows of NCBI's `gene_summary.gz`, RefSeq's before others'; raises `DataError` if it is another file or damaged"
     name = Path(path).name; lines = (line for line in _lines(path) if line.strip()); at = _header(next(lines, b''), name)
     species = {taxon.encode(): which for which, taxon in _TAXON.items()}; rows = []
@@ -65,10 +65,14 @@ def read_gene_summary(path) -> pd.DataFrame: # one row a gene: species, entrez, 
         cells = line.split(b'\t')
         if len(cells) <= max(at): raise DataError(f'{name} has too few columns in row {number}: download it again')
         if cells[at[0]] in species: rows.append([species[cells[at[0]]], *(_decoded(cells[i], name).strip() for i in at[1:])])
-    table = pd.DataFrame([(which, entrez, *without_credit(text), by) for which, entrez, by, text in rows], columns=['species', 'entrez', 'summary', 'date', 'provider'])
-    table = table[~table.summary.isin(['', '-'])].sort_values('provider', key=lambda by: by != 'RefSeq', kind='stable').drop_duplicates(['species', 'entrez'])
+    table = _curated_first([(which, entrez, *without_credit(text), by) for which, entrez, by, text in rows])
     if table.empty: raise DataError(f'{name} holds no summary of a human or mouse gene: download it again')
-    return table[_READ_COLUMNS].reset_index(drop=True)
+    return table
+
+def _curated_first(rows: list) -> pd.DataFrame:
+    "One row a gene, RefSeq's where it has one; none without a text"
+    table = pd.DataFrame(rows, columns=_READ_COLUMNS); table = table[~table.summary.isin(['', '-'])]
+    return table.sort_values('provider', key=lambda by: by != 'RefSeq', kind='stable').drop_duplicates(['species', 'entrez']).reset_index(drop=True)
 
 # %% ../../nbs/text/09_ncbi.ipynb #fb26463a
 _JOINED_SUMMARY = dict(symbol='symbol', ncbi_gene_id='entrez', summary='summary', refseq_status='status')
