@@ -168,7 +168,7 @@ def _joined_info(tables, rows, factor: float) -> dict:
     "What is known of a joined table: what is known of its parts, and how many genes each has"
     has = [np.asarray(r) >= 0 for r in rows]; counts = {'both': has[0] & has[1], 'first only': has[0] & ~has[1], 'second only': ~has[0] & has[1]}
     parts = [dict(t.info, species=t.species, genes=len(t), dim=t.dim, sha256=t.sha256, scale=f) for t, f in zip(tables, (1., factor))]
-    said = {k: ' + '.join(str(p.get(k) or '-') for p in parts) for k in ('source', 'encoder', 'control') if any(p.get(k) for p in parts)}
+    said = {k: ' + '.join(str(p.get(k) or '?') for p in parts) for k in ('source', 'encoder', 'control') if any(p.get(k) for p in parts)}
     texts = [p.get('text_sha256') for p in parts]
     return said | ({'text_sha256': digest(*texts)} if all(texts) else {}) | dict(coverage={k: int(v.sum()) for k, v in counts.items()}, parts=parts)
 
@@ -267,7 +267,7 @@ def _bar(name: str, count: int, total: int) -> str:
 def _repr_html_(self: GeneTable) -> str:
     facts = dict(genes=f'{len(self):,} ({self.species})', dimensions=self.dim)
     facts |= {k: self.info[k] for k in ('source', 'template', 'encoder', 'revision', 'control') if self.info.get(k)}
-    if self.info.get('truncated'): facts['cut to fit the encoder'] = f"{self.info['truncated']:,}"
+    if self.info.get('truncated'): facts['texts longer than it reads'] = f"{self.info['truncated']:,}"
     rows = ''.join(f'<tr><th style="text-align:left">{k}</th><td colspan="2" style="text-align:left">{escape(str(v))}</td></tr>' for k, v in facts.items())
     coverage = self.info.get('coverage') or {}
     bars = ''.join(_bar(k, n, len(self)) for k, n in coverage.items())
