@@ -192,6 +192,7 @@ RAW = {
     "zeros": pickle.dumps({"CD4": [0.0, 0.0]}),
     "widths": pickle.dumps({"CD4": [1.0, 0.0], "CD8A": [1.0]}),
     "no genes": pickle.dumps({}),
+    "huge shape": b"\x80\x05}X\x01\x00\x00\x00acnumpy.core.numeric\n_frombuffer\n(C\x08" + bytes(8) + b"cnumpy\ndtype\n(U\x02f8\x89\x88tR(" + (b"\x8b" + struct.pack("<i", 500_000) + b"\x7f" * 500_000) * 8 + b"tU\x01CtRs.",
     "empty vectors": pickle.dumps({"CD4": [], "CD8A": []}),
 }
 
@@ -312,11 +313,11 @@ def test_a_file_that_is_too_large(read, monkeypatch):
 
 def test_what_is_left_out_is_counted(tmp_path):
     path, out = tmp_path / "v.pickle", tmp_path / "v.safetensors"
-    found = {f"ORF{i}": [1.0, float(i)] for i in range(40)} | {"SEPT7": [7.0, 1.0], "SEPTIN7": [7.0, 2.0], "cd4": [4.0, 4.0], "CD8A": [0.0, 0.0], "LYZ": [1.0]}
+    found = {f"ORF{i}": [1.0, float(i)] for i in range(40)} | {"SEPT7": [7.0, 1.0], "SEPTIN7": [7.0, 2.0], "cd4": [4.0, 4.0], "CD8A": [0.0, 0.0], "LYZ": [1.0], "": [1.0, 2.0], "\ud800": [1.0, 2.0]}
     path.write_bytes(pickle.dumps(found))
     table = import_vectors(path, "human", out, "made up")
     assert table.info["coverage"] == {"not recognised": 40, "approved symbol": 1, "another name": 1}
-    assert table.info["left_out"] == {"second name of a gene": 1, "another width": 1, "zeros (no text)": 1}
+    assert table.info["left_out"] == {"second name of a gene": 1, "another width": 1, "zeros (no text)": 1, "not a name": 2}
     assert table.vectors_for(["SEPTIN7", "SEPT7", "CD4", "ORF3"]).tolist() == [[7, 2], [7, 2], [4, 4], [1, 3]]
     assert table.align(["CD8A", "LYZ"]).tolist() == [-1, -1]
     back = GeneTable.load(out)

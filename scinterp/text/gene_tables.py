@@ -35,7 +35,9 @@ class GeneTable:
     def __post_init__(self):
         if self.symbols is None: object.__setattr__(self, 'symbols', match_genes(self.genes, self.species).symbol.tolist())
         if len(self.symbols) != len(self.genes): raise InputError(f'{len(self.symbols)} symbols do not fit {len(self.genes)} genes: one a gene is needed')
-        if self.vectors.ndim != 2 or len(self.vectors) != len(self.genes): raise InputError(f'{self.vectors.shape} vectors do not fit {len(self.genes)} genes: one row a gene is needed')
+        if not len(self.genes): raise InputError('a table without genes: pass at least one')
+        if self.vectors.ndim != 2 or len(self.vectors) != len(self.genes):
+            raise InputError(f'{self.vectors.shape} vectors do not fit {len(self.genes)} genes: one row a gene is needed')
         if len(set(self.genes)) < len(self.genes): raise InputError('a gene occurs twice in the table: make its genes unique')
         if not np.isfinite(self.vectors).all(): raise InputError('the vectors hold NaN or infinite values: make them again, or leave those genes out')
 
@@ -71,10 +73,13 @@ def _aligned(self: GeneTable, genes: list, species: str) -> pd.DataFrame: # gene
     told.loc[told.row < 0, 'how'] = ''
     return told
 
+# %% ../../nbs/text/30_gene_tables.ipynb #03465231
 @patch
 def _translated(self: GeneTable, genes: list, species: str) -> tuple[pd.Series, pd.Series]: # symbols, how
     "Symbols of genes in the species of the table"
-    if species == self.species: told = match_genes(genes, species); return told.symbol, told.how
+    if species == self.species:
+        told = match_genes(genes, species)
+        return told.symbol, told.how
     told = one_ortholog(genes, species, self.species)
     return told.ortholog, 'ortholog-' + told.choice
 
@@ -95,6 +100,7 @@ def _take(self: GeneTable, rows) -> np.ndarray:
     "Vectors of rows, zeros for row -1"
     return np.where(np.asarray(rows)[:, None] >= 0, self.vectors[rows], 0).astype(np.float32)
 
+# %% ../../nbs/text/30_gene_tables.ipynb #cbac1f53
 @patch
 def vectors_for(self: GeneTable, genes, species: str | None = None) -> np.ndarray:
     "Vectors of `genes` (as for `align`) in their order, zeros where the table has none; raises `InputError` if it has none of them"
@@ -109,11 +115,13 @@ def _as(self: GeneTable, vectors, control) -> GeneTable:
     control = '+'.join(filter(None, [self.info.get('control'), control]))
     return replace(self, vectors=np.asarray(vectors, np.float32), info={**self.info, 'control': control})
 
+# %% ../../nbs/text/30_gene_tables.ipynb #3fb8d46b
 @patch
 def permuted(self: GeneTable, seed: int = 0) -> GeneTable:
     "The same vectors, dealt to the wrong genes"
     return self._as(self.vectors[np.random.default_rng(seed).permutation(len(self))], f'permuted-{seed}')
 
+# %% ../../nbs/text/30_gene_tables.ipynb #a84f8d95
 @patch
 def random(self: GeneTable, seed: int = 0) -> GeneTable:
     "Gaussian vectors with the length of the table's own, gene by gene"
@@ -126,6 +134,7 @@ def centred(self: GeneTable) -> GeneTable:
     "Vectors minus their mean"
     return self._as(self.vectors - self.vectors.mean(0), 'centred')
 
+# %% ../../nbs/text/30_gene_tables.ipynb #7431057f
 def _unit(vectors: np.ndarray) -> np.ndarray:
     "Rows scaled to length one, zeros left as they are"
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -154,11 +163,12 @@ def _mean_norm(self: GeneTable) -> float:
     norms = np.linalg.norm(self.vectors, axis=1)
     return float(norms[norms > 0].mean()) if norms.any() else 0.
 
+# %% ../../nbs/text/30_gene_tables.ipynb #38869fcc
 def _joined_info(tables, rows, factor: float) -> dict:
     "What is known of a joined table: what is known of its parts, and how many genes each has"
     has = [np.asarray(r) >= 0 for r in rows]; counts = {'both': has[0] & has[1], 'first only': has[0] & ~has[1], 'second only': ~has[0] & has[1]}
     parts = [dict(t.info, species=t.species, genes=len(t), dim=t.dim, sha256=t.sha256, scale=f) for t, f in zip(tables, (1., factor))]
-    said = {k: ' + '.join(str(p.get(k) or '-') for p in parts) for k in ('source', 'encoder', 'control') if any(p.get(k) for p in parts)}
+    said = {k: ' + '.join(str(p.get(k) or '?') for p in parts) for k in ('source', 'encoder', 'control') if any(p.get(k) for p in parts)}
     texts = [p.get('text_sha256') for p in parts]
     return said | ({'text_sha256': digest(*texts)} if all(texts) else {}) | dict(coverage={k: int(v.sum()) for k, v in counts.items()}, parts=parts)
 
@@ -184,6 +194,7 @@ def save(self: GeneTable, path):
     with atomic_path(path) as tmp:
         save_file({'vectors': np.ascontiguousarray(self.vectors, np.float32)}, tmp, {'scinterp': note, 'note_sha256': digest(note)})
 
+# %% ../../nbs/text/30_gene_tables.ipynb #8102ce14
 @patch_to(GeneTable, cls_method=True)
 def load(cls, path) -> GeneTable:
     "Read a table; raises `InputError` if the file is missing, damaged or not a gene table"
@@ -206,13 +217,14 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError: pass
     return found
 
+# %% ../../nbs/text/30_gene_tables.ipynb #6b3d07d3
 def _text_info(texts: pd.DataFrame, genes: list) -> dict:
     "Source, template and hash of the texts, how many came from where, and how many are those of an ortholog"
     told = {k: texts.attrs[k] for k in ('source', 'template', 'summaries') if k in texts.attrs}; through = texts.ortholog[texts.ortholog != '']
     info = told | dict(text_sha256=digest(genes, texts.text.tolist()), coverage=texts.source.value_counts().to_dict())
     return info | (dict(orthologs=through.value_counts().to_dict()) if len(through) else {})
 
-# %% ../../nbs/text/30_gene_tables.ipynb #6b3d07d3
+# %% ../../nbs/text/30_gene_tables.ipynb #34fcfae0
 @patch_to(GeneTable, cls_method=True)
 def build(cls, genes, # gene names, or an AnnData
           species: str | None = None, # 'human' or 'mouse'; an AnnData from `datasets.load` knows its own
@@ -228,10 +240,12 @@ def build(cls, genes, # gene names, or an AnnData
     info = _text_info(texts, genes) | dict(encoder=encode.name, revision=encode.revision, truncated=truncated, made=_versions())
     return cls(vectors, genes, species, info, texts.symbol.tolist())
 
+# %% ../../nbs/text/30_gene_tables.ipynb #71de71fa
 def _check_known(texts: pd.DataFrame, genes: list, species: str):
     "Raise `DataError` if no gene is recognised: its text would be an unknown name"
     if (texts.symbol != '').any(): return
-    raise DataError(f"none of {len(genes)} genes is known by its name in {species} ({', '.join(genes[:3])}, ...): check species, use symbols, or get all names with fetch_names({species!r})")
+    raise DataError(f"none of {len(genes)} genes is known by its name in {species} ({', '.join(genes[:3])}, ...): "
+                    f"check species, use symbols, or get all names with fetch_names({species!r})")
 
 # %% ../../nbs/text/30_gene_tables.ipynb #6bee435a
 @patch
@@ -248,10 +262,12 @@ def _bar(name: str, count: int, total: int) -> str:
     bar = f'<div style="background:#4c72b0;height:.7em;width:{150*count/max(total, 1):.0f}px"></div>'
     return f'<tr><td style="text-align:left">{escape(str(name))}</td><td>{bar}</td><td>{count:,}</td></tr>'
 
+# %% ../../nbs/text/30_gene_tables.ipynb #fbb9e971
 @patch
 def _repr_html_(self: GeneTable) -> str:
-    facts = dict(genes=f'{len(self):,} ({self.species})', dimensions=self.dim) | {k: self.info[k] for k in ('source', 'template', 'encoder', 'revision', 'control') if self.info.get(k)}
-    if self.info.get('truncated'): facts['cut to fit the encoder'] = f"{self.info['truncated']:,}"
+    facts = dict(genes=f'{len(self):,} ({self.species})', dimensions=self.dim)
+    facts |= {k: self.info[k] for k in ('source', 'template', 'encoder', 'revision', 'control') if self.info.get(k)}
+    if self.info.get('truncated'): facts['texts longer than it reads'] = f"{self.info['truncated']:,}"
     rows = ''.join(f'<tr><th style="text-align:left">{k}</th><td colspan="2" style="text-align:left">{escape(str(v))}</td></tr>' for k, v in facts.items())
     coverage = self.info.get('coverage') or {}
     bars = ''.join(_bar(k, n, len(self)) for k, n in coverage.items())

@@ -22,6 +22,7 @@ from .gene_tables import GeneTable
 class _Refused(Exception):
     "What a file asked for and does not get"
 
+# %% ../../nbs/text/35_published_tables.ipynb #88eab308
 @dataclass(frozen=True)
 class _Global: name: str # of a function or class that the file asks for; never the thing itself
 
@@ -41,25 +42,29 @@ def _bytes(value) -> bytes:
     "Bytes, as Python 3 or Python 2 wrote them"
     return value.encode('latin-1') if isinstance(value, str) else bytes(memoryview(value))
 
+# %% ../../nbs/text/35_published_tables.ipynb #4b3c9aff
 def _numbers(raw, dtype: _DType, shape: tuple) -> np.ndarray: # float32, flat
     "Numbers of an array; raises `_Refused` if type, shape and bytes do not fit, or if it is no vector"
-    raw = _bytes(raw); count = 1
-    for n in shape: count *= n
-    if not isinstance(dtype, _DType) or count * int(dtype.code[1]) != len(raw): raise _Refused('an array whose shape does not fit its bytes')
+    raw, count, unfit = _bytes(raw), 1, _Refused('an array whose shape does not fit its bytes')
+    for n in shape:
+        if not 0 <= n <= len(raw): raise unfit # before it is multiplied: a number may be of any size
+        count *= n
+    if not isinstance(dtype, _DType) or count * int(dtype.code[1]) != len(raw): raise unfit
     if sum(n != 1 for n in shape) > 1: raise _Refused(f'an array of {len(shape)} dimensions')
     with np.errstate(over='ignore'): return np.frombuffer(raw, dtype.order + dtype.code).astype(np.float32)
 
 # %% ../../nbs/text/35_published_tables.ipynb #ca0b6808
 def _dtype(code, *rest) -> _DType:
-    if code not in ('f2', 'f4', 'f8'): raise _Refused(f'numbers of type {code!r}, and vectors are f2, f4 or f8')
+    if code not in ('f2', 'f4', 'f8'): raise _Refused(f'numbers of type {repr(code)[:20]}, and vectors are f2, f4 or f8')
     return _DType(code)
 
+# %% ../../nbs/text/35_published_tables.ipynb #50fac954
 def _scalar(dtype, raw) -> float: return float(_numbers(raw, dtype, ())[0])
 def _frombuffer(raw, dtype, shape, order='C') -> _Array: return _Array(_numbers(raw, dtype, shape))
 def _reconstruct(kind, shape, code) -> _Array: return _Array()
 
 def _encode(text, coding='latin1') -> bytes:
-    if coding != 'latin1': raise _Refused(f'the encoding {coding!r}')
+    if coding != 'latin1': raise _Refused(f'the encoding {repr(coding)[:20]}')
     return text.encode('latin-1')
 
 _CALLS = {'numpy.dtype': _dtype, '_codecs.encode': _encode}
@@ -105,6 +110,7 @@ def _extend(items, onto):
         elif isinstance(item, (float, int)): onto.append(item)
         else: raise _Refused('a list that holds something other than numbers')
 
+# %% ../../nbs/text/35_published_tables.ipynb #cc29d822
 def _list(items) -> array:
     numbers = array('f'); _extend(items, numbers)
     return numbers
@@ -116,6 +122,7 @@ def _tuple(items):
     if any(isinstance(j, tuple) for i in items if isinstance(i, tuple) for j in i): raise _Refused('tuples within tuples')
     return tuple(items)
 
+# %% ../../nbs/text/35_published_tables.ipynb #d49dc150
 def _set_items(pairs, onto):
     "Add to a dictionary; raises `_Refused` if a key is no name, a value no vector, or there are too many"
     if not isinstance(onto, dict) or len(pairs) % 2: raise _Refused('something added to what is not a dictionary')
@@ -136,11 +143,13 @@ def _global(module, name) -> _Global:
     if full not in _NAMES: raise _Refused(f'{full[:100]!r}')
     return _Global(full)
 
+# %% ../../nbs/text/35_published_tables.ipynb #08faf6ff
 def _call(function, args):
     "What a call gives, of those that are understood"
     if not isinstance(function, _Global) or function.name not in _CALLS or not isinstance(args, tuple): raise _Refused('a call of what is not a function')
     return _CALLS[function.name](*args)
 
+# %% ../../nbs/text/35_published_tables.ipynb #2b88e657
 def _set_state(state, target):
     "Give a stand-in its state"
     if isinstance(target, _DType) and isinstance(state, tuple) and len(state) > 1 and state[1] in ('<', '>'): target.order = state[1]
@@ -153,12 +162,14 @@ _MAKERS = {'EMPTY_DICT': dict, 'EMPTY_LIST': lambda: array('f'), 'EMPTY_TUPLE': 
 _LITERALS = set('''INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE
                    BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8'''.split())
 
+# %% ../../nbs/text/35_published_tables.ipynb #0b69010e
 _BUILDERS = {'TUPLE': _tuple, 'LIST': _list, 'DICT': _dictionary} # from all since the mark
 _CHANGES = { # what is taken from the stack comes first
     'APPEND': lambda r: _extend(r.pop(), r.top), 'APPENDS': lambda r: _extend(r.since_mark(), r.top),
     'SETITEM': lambda r: _set_items(r.pop(2), r.top), 'SETITEMS': lambda r: _set_items(r.since_mark(), r.top),
     'BUILD': lambda r: _set_state(r.pop()[0], r.top), 'REDUCE': lambda r: r.push(_call(*r.pop(2))), 'STACK_GLOBAL': lambda r: r.push(_global(*r.pop(2))),
-    'MARK': lambda r: r.marks.append(len(r.stack)), 'POP': lambda r: r.pop(), 'POP_MARK': lambda r: r.since_mark(), 'MEMOIZE': lambda r: r.memo.__setitem__(len(r.memo), r.top)}
+    'MARK': lambda r: r.marks.append(len(r.stack)), 'POP': lambda r: r.pop(), 'POP_MARK': lambda r: r.since_mark(),
+    'MEMOIZE': lambda r: r.memo.__setitem__(len(r.memo), r.top)}
 
 # %% ../../nbs/text/35_published_tables.ipynb #73eb9c35
 def _step(reader: _Reader, word: str, arg):
@@ -187,6 +198,7 @@ def _float_run(file) -> np.ndarray | None:
     file.seek(at + n * _RUN.itemsize if ends else at)
     with np.errstate(over='ignore'): return cells['value'][:n].astype(np.float32) if ends else None
 
+# %% ../../nbs/text/35_published_tables.ipynb #e1949b86
 def _in_list(reader: _Reader) -> bool:
     "Whether the next thing comes right after a mark, or after a run"
     return bool(reader.marks) and (len(reader.stack) == reader.marks[-1] or isinstance(reader.stack[-1], np.ndarray))
@@ -226,6 +238,7 @@ def _once(pairs) -> dict:
     if len(found) < len(pairs): raise _Refused('a name twice')
     return found
 
+# %% ../../nbs/text/35_published_tables.ipynb #8cbee074
 def _open_json(path: Path) -> dict:
     "The dictionary in a JSON file; raises `InputError` for anything else"
     try: found = json.loads(path.read_text(encoding='utf-8-sig'), object_pairs_hook=_once)
@@ -240,7 +253,8 @@ def _read_vectors(path) -> dict:
     "The dictionary in a pickle or JSON file; raises `InputError` if it is neither"
     path = Path(path)
     if not path.is_file(): raise InputError(f'there is no file {path.name}: check the path')
-    if not 0 < path.stat().st_size <= MOST_BYTES: raise InputError(f'{path.name} has {path.stat().st_size:,} bytes: a file of vectors has some, and at most {MOST_BYTES:,}')
+    size = path.stat().st_size
+    if not 0 < size <= MOST_BYTES: raise InputError(f'{path.name} has {size:,} bytes: a file of vectors has some, and at most {MOST_BYTES:,}')
     with open(path, 'rb') as f: first = f.read(64).removeprefix(b'\xef\xbb\xbf').lstrip()[:2]
     if first in (b'PK', b'\x1f\x8b'): raise InputError(f'{path.name} is an archive: unpack it, and pass the file with the vectors')
     return _open_json(path) if first[:1] == b'{' else _open_pickle(path)
@@ -253,6 +267,7 @@ def _vector(value) -> np.ndarray | None:
     except ValueError: return None # lists of different lengths
     return numbers.astype(np.float32, copy=False) if numbers.ndim == 1 and numbers.dtype.kind in 'fiu' else None
 
+# %% ../../nbs/text/35_published_tables.ipynb #66d2d528
 def _rows(found: dict, name: str, most: int = MOST_BYTES) -> tuple[list, np.ndarray, dict]: # keys, vectors, what was left out
     "The vectors that can stand in one table; raises `InputError` if they cannot be trusted, or take more than `most` bytes"
     vectors = {k: _vector(v) for k, v in found.items()}; odd = next((k for k, v in vectors.items() if v is None), None)
@@ -260,11 +275,13 @@ def _rows(found: dict, name: str, most: int = MOST_BYTES) -> tuple[list, np.ndar
     widths = pd.Series({k: len(v) for k, v in vectors.items()}, dtype=int); width = int(widths.mode()[0]) if len(widths) else 0
     right = widths[widths == width].index.tolist()
     if not width or len(right) < .9*len(widths): raise InputError(f'{name} holds no vectors of one width: choose the file that holds the vectors')
-    if len(right) * width * 4 > most: raise InputError(f'{name} would take {len(right)*width*4:,} bytes of memory, far more than its size: get it again, or from where it was published')
+    size = 4 * width * len(right)
+    if size > most: raise InputError(f'{name} would take {size:,} bytes of memory, far more than the file: get it from where it was published')
     table = np.stack([vectors[k] for k in right]); filled = table.any(1); finite = np.isfinite(table).all(1)
     if not finite.all(): raise InputError(f'{name} holds NaN or infinite numbers, first for {right[int(finite.argmin())][:50]!r}: get it again')
     left_out = {'another width': len(widths) - len(right), 'zeros (no text)': int((~filled).sum())}
-    return [k for k, f in zip(right, filled) if f], table[filled], left_out
+    named = np.array([k.isprintable() and k != '' for k in right]); left_out['not a name'] = int((filled & ~named).sum())
+    return [k for k, f in zip(right, filled & named) if f], table[filled & named], left_out
 
 # %% ../../nbs/text/35_published_tables.ipynb #63e10751
 def _choose(keys: list, species: str) -> pd.DataFrame: # gene, row, how; one row a gene
@@ -283,7 +300,7 @@ def import_vectors(path, # a pickle or JSON file: a dictionary of names and vect
                   ) -> GeneTable:
     "A gene table of published vectors; runs nothing of the file; raises `InputError` if it holds anything else"
     path = Path(path); keys, vectors, left_out = _rows(_read_vectors(path), path.name, 16*path.stat().st_size + 2**20)
-    if not len(keys): raise InputError(f'{path.name} holds only zeros: choose the file that holds the vectors')
+    if not len(keys): raise InputError(f'{path.name} holds only zeros, or no names: choose the file that holds the vectors')
     chosen = _choose(keys, species); left_out = {'second name of a gene': len(keys) - len(chosen), **left_out}
     info = dict(source=name or path.stem, file=path.name, file_sha256=file_sha256(path), coverage=chosen.how.value_counts().to_dict(), left_out=left_out)
     table = GeneTable(vectors[chosen.row], chosen.gene.tolist(), species, info, chosen.symbol.tolist())

@@ -41,6 +41,7 @@ def _write_shard(folder: Path, keys: list, vectors: np.ndarray, cut: np.ndarray)
     content = save(dict(keys=np.frombuffer(b''.join(keys), np.uint8).reshape(-1, 32), vectors=vectors, cut=cut))
     with atomic_path(folder/f'{hashlib.sha256(content).hexdigest()}.safetensors') as tmp: tmp.write_bytes(content)
 
+# %% ../../nbs/text/27_vector_cache.ipynb #6182ae7a
 def _shards(folder: Path) -> list[Path]:
     "The finished files of a folder, and not those that are being written"
     return sorted(p for p in folder.glob('*.safetensors') if re.fullmatch('[0-9a-f]{64}', p.stem))
@@ -55,6 +56,7 @@ def _shard_keys(path: Path) -> list[bytes]:
     except OSError: return [] # removed by another process, or not ours to read
     return [keys[i:i + 32] for i in range(0, len(keys), 32)]
 
+# %% ../../nbs/text/27_vector_cache.ipynb #754fa9d8
 def _read_shard(path: Path) -> dict | None: # keys, vectors, cut
     "Content of a shard; None if it does not fit its name, and then it is removed"
     from safetensors.numpy import load
@@ -80,10 +82,11 @@ def _kept(folder: Path, keys: list) -> tuple[np.ndarray | None, np.ndarray]: # v
 def _checked(vectors, n: int, encoder) -> np.ndarray:
     "An encoder's answer as float32; raises `ModelError` unless it is one finite row a text"
     vectors = np.asarray(vectors, np.float32)
-    if vectors.ndim != 2 or len(vectors) != n: raise ModelError(f'{encoder.name} gave an array of shape {vectors.shape} for {n} texts: one row a text is needed')
+    if vectors.ndim != 2 or len(vectors) != n: raise ModelError(f'{encoder.name} gave an array of shape {vectors.shape} for {n} texts: one row each is needed')
     if not np.isfinite(vectors).all(): raise ModelError(f'{encoder.name} gave NaN or infinite values: nothing was kept; check the encoder')
     return np.ascontiguousarray(vectors)
 
+# %% ../../nbs/text/27_vector_cache.ipynb #96c94651
 def _cut(encoder, n: int) -> np.ndarray:
     "Which of the last `n` texts the encoder cut: `truncated_rows` where it says, else all, none or unknown from its count"
     rows, count = getattr(encoder, 'truncated_rows', None), getattr(encoder, 'truncated', 0)
@@ -110,14 +113,16 @@ def _check_width(folder: Path, vectors: np.ndarray, encoder):
     if first is None or _is_fitted(encoder): return
     with safe_open(str(first), 'np') as f: before = f.get_slice('vectors').get_shape()[1]
     if before != vectors.shape[1]:
-        raise ModelError(f'{encoder.name} gives vectors of {vectors.shape[1]} numbers, and gave {before} before: an encoder that changes needs another revision')
+        raise ModelError(f'{encoder.name} gives vectors of {vectors.shape[1]} numbers, and gave {before} before: a changed encoder needs another revision')
 
+# %% ../../nbs/text/27_vector_cache.ipynb #f25a32cb
 def _filled(vectors, rows, new: np.ndarray, n: int) -> np.ndarray:
     "`vectors` (or None for n empty rows) with `rows` set to `new`"
     if vectors is None: vectors = np.zeros((n, new.shape[1]), np.float32)
     vectors[rows] = new
     return vectors
 
+# %% ../../nbs/text/27_vector_cache.ipynb #33d2725c
 def _encode_batch(folder: Path, keys: list, texts: list, encoder, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     "Vectors and cuts of one batch: those that another process has made meanwhile are read, the others made and kept"
     with _turn(folder):
@@ -129,6 +134,7 @@ def _encode_batch(folder: Path, keys: list, texts: list, encoder, progress: bool
         except OSError: pass # a full or read-only disk
     return vectors, cut
 
+# %% ../../nbs/text/27_vector_cache.ipynb #8846cb4d
 def _todo(cut: np.ndarray, encoder) -> np.ndarray:
     "Rows that must be embedded: those that are missing, or all if one is and the encoder is fitted to them"
     missing = np.flatnonzero(cut == -2)
@@ -149,6 +155,7 @@ def encode_once(texts, # any number of them
     rows = [row[k] for k in keys]; cuts = cut[rows]
     return vectors[rows], None if (cuts == -1).any() else int(cuts.sum())
 
+# %% ../../nbs/text/27_vector_cache.ipynb #107cffc1
 def _all(folder: Path, keys: list, texts: list, encoder, progress: bool) -> tuple[np.ndarray, np.ndarray]: # vectors, cut
     "Vectors of different texts: those that are kept, and batch by batch those that are not"
     vectors, cut = _kept(folder, keys); todo = _todo(cut, encoder)
