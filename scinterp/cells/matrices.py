@@ -17,21 +17,37 @@ from ..core import DataError
 
 # %% ../../nbs/cells/15_matrices.ipynb #4ff94261
 def stored_by(X) -> str:
-    "'cells' or 'genes': how a matrix lies in memory or on disk; raises `DataError` if it is no matrix"
+    "'cells' or 'genes': how a matrix lies in memory or on disk; raises `DataError` if it is no matrix of numbers"
     if X is None: raise DataError('there is no expression matrix: X is empty')
     if len(getattr(X, 'shape', ())) != 2: raise DataError(f'{type(X).__name__} is not a matrix of cells x genes')
+    if np.dtype(X.dtype).kind not in 'biuf': raise DataError(f'the matrix holds {X.dtype}, not numbers: convert it with adata.X = adata.X.astype("float32")')
     return 'genes' if getattr(X, 'format', '') == 'csc' else 'cells'
 
 # %% ../../nbs/cells/15_matrices.ipynb #181aa11e
+def _sound(block):
+    "The block, as float32 where scipy cannot compute with its numbers; raises `DataError` if its indices do not fit its shape"
+    along, across = block.shape if block.format == 'csr' else block.shape[::-1]; at, ends = block.indices, block.indptr
+    fits = len(ends) == along + 1 and ends[0] == 0 and ends[-1] == len(at) == len(block.data) and (np.diff(ends) >= 0).all()
+    if not fits or len(at) and not (0 <= at.min() and at.max() < across):
+        raise DataError('the matrix is damaged (its indices do not fit its shape): copy the file again, or write it again')
+    return block if block.dtype != np.float16 else block.astype(np.float32)
+
+def _as_block(part):
+    "A compressed sparse block"
+    if sparse.issparse(part): return _sound(part if part.format in ('csr', 'csc') else part.tocsr())
+    part = np.asarray(part)
+    return sparse.csr_matrix(part.astype(np.float32) if part.dtype == np.float16 else part)
+
+# %% ../../nbs/cells/15_matrices.ipynb #c6bad536
 def blocks(X, # cells x genes: sparse, dense, or backed by a file
            values: int = 2**24 # about how many values, zeros included, of a dense block; ten times as many of a sparse one
           ):
     "Yield `(start, block)`: consecutive cells as CSR, or consecutive genes as CSC, whichever the matrix is stored by"
+    if sparse.issparse(X) and X.format not in ('csr', 'csc'): X = X.tocsr()
     by, sparsely = stored_by(X), hasattr(X, 'format'); along = X.shape[0 if by == 'cells' else 1]; across = max(X.shape[1 if by == 'cells' else 0], 1)
     step = max(1, values*(10 if sparsely else 1)//across)
     for start in range(0, along, step):
-        part = X[start:start + step] if by == 'cells' else X[:, start:start + step]
-        yield start, part if sparse.issparse(part) else sparse.csr_matrix(np.asarray(part))
+        yield start, _as_block(X[start:start + step] if by == 'cells' else X[:, start:start + step])
 
 # %% ../../nbs/cells/15_matrices.ipynb #03f0b99c
 def _ahead(items):

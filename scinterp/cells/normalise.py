@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASES', 'TOTALS', 'parse_state', 'state_name', 'common_total', 'state_of', 'expression_state', 'log_base_by_ratios',
-           'to_log1p_cp10k', 'log_normalised', 'gene_medians', 'median_scaled', 'medians_for', 'top_genes']
+           'denial', 'settled_state', 'in_memory', 'to_log1p_cp10k', 'log_normalised', 'gene_medians', 'median_scaled',
+           'medians_for', 'top_genes']
 
 # %% ../../nbs/cells/20_normalise.ipynb #5e367569
 import os, re
@@ -17,7 +18,7 @@ from anndata import AnnData
 from numba import njit
 from scipy import sparse
 
-from .matrices import Scan, scan
+from .matrices import Scan, blocks, scan
 from ..core import DataError
 
 # %% ../../nbs/cells/20_normalise.ipynb #c46877e8
@@ -27,16 +28,18 @@ TOTALS = {'cp10k': 1e4, 'cpm': 1e6}
 def parse_state(state: str) -> tuple[float | None, float | None]:
     "Base of the logarithm and total per cell behind the name of a state, None where there is none; raises `DataError` for a name that is no state"
     if state == 'counts': return None, None
-    found = re.fullmatch(rf"(?:({'|'.join(BASES)})-)?(cp10k|cpm|cp(\d+(?:\.\d+)?))", state)
+    found = re.fullmatch(rf"(?:({'|'.join(BASES)})-)?(cp10k|cpm|cp(\d+(?:\.\d+)?)|counts)", state) if isinstance(state, str) else None
     if not found: raise DataError(f"{state!r} is no state of expression: pass state= 'counts', 'log1p-cp10k', 'log2p1-cpm' or the like")
+    if found[2] == 'counts': return BASES[found[1]], None
     return BASES.get(found[1]), TOTALS.get(found[2]) or float(found[3])
 
 # %% ../../nbs/cells/20_normalise.ipynb #bbb8c1c6
 def state_name(base: float | None, # of the logarithm, None for none
-               total: float # per cell, before the logarithm
+               total: float | None # per cell, before the logarithm; None if not scaled
               ) -> str:
     "Name of the state that `parse_state` reads back"
     log = next((f'{name}-' for name, b in BASES.items() if b == base), '')
+    if total is None: return f'{log}counts'
     return log + next((name for name, t in TOTALS.items() if np.isclose(t, total, rtol=1e-3)), f'cp{total:.7g}')
 
 # %% ../../nbs/cells/20_normalise.ipynb #29b4a9d1
@@ -50,6 +53,14 @@ def common_total(totals: np.ndarray # of each cell; empty cells are left out
     return (usual or middle) if np.allclose(totals, middle, rtol=1e-3) else None
 
 # %% ../../nbs/cells/20_normalise.ipynb #b3ab91f0
+def _log_of_counts(X, base: float) -> bool:
+    "Whether undoing the logarithm of `base` gives whole numbers; only those below 1,000 are judged, as far as float32 can tell"
+    for _, block in blocks(X):
+        v = np.expm1(block.data[block.data*np.log(base) < np.log(1000)].astype(np.float64)*np.log(base))
+        if len(v) < len(block.data)/2 or (np.abs(v - np.round(v)) > .01).any(): return False
+    return True
+
+# %% ../../nbs/cells/20_normalise.ipynb #ec6a1c84
 def state_of(s: Scan, X # cells x genes, the matrix of the scan
             ) -> str:
     "Name of the state of a matrix that has been scanned, 'scaled' or 'unknown'"
@@ -59,7 +70,8 @@ def state_of(s: Scan, X # cells x genes, the matrix of the scan
     if s.linear is None: return 'unknown' # whole numbers at first, fractions later: two states in one file
     linear = {np.e: lambda: s.linear, None: lambda: s.cell_total} | {base: lambda base=base: scan(X, base).linear for base in (2., 10.)}
     totals = ((base, common_total(linear[base]())) for base in (np.e, None, 2., 10.))
-    return next((state_name(base, total) for base, total in totals if total), 'unknown')
+    scaled_to = next((state_name(base, total) for base, total in totals if total), '')
+    return scaled_to or next((state_name(base, None) for base in BASES.values() if s.largest < 50 and _log_of_counts(X, base)), 'unknown')
 
 def expression_state(X # cells x genes, sparse, dense or backed by a file
                     ) -> str:
@@ -82,6 +94,34 @@ def log_base_by_ratios(X, # cells x genes, CSR or dense; a thousand cells are pl
     best = max(share, key=share.get)
     return best if share[best] > .5 else ''
 
+# %% ../../nbs/cells/20_normalise.ipynb #fcd465c7
+def denial(stated: str, s: Scan, X) -> str:
+    "Why the values of a scanned matrix cannot be what is stated of them, or ''"
+    base, total = parse_state(stated)
+    if s.n_negative: return 'it has negative values'
+    if stated == 'counts': return 'its values are not whole numbers' if s.n_fractions else ''
+    if total is None: return '' if _log_of_counts(X, base) else 'its values do not become whole numbers'
+    if not s.n_fractions: return 'its values are whole numbers'
+    linear = s.cell_total if base is None else s.linear if base == np.e else scan(X, base).linear
+    most = 0. if linear is None else float(linear.max(initial=0)) # genes may be missing, so less is possible
+    return f'its cells add up to as much as {most:,.0f}' if most > total*1.001 else ''
+
+def settled_state(X, stated: str = '' # '' if nothing is stated
+                 ) -> str:
+    "The state that is measured, or the stated one where none can be and the values do not deny it; raises `DataError` for broken values"
+    s = scan(X)
+    if s.n_nan or s.n_infinite: raise DataError('X holds NaN or infinite values: remove them first')
+    seen = state_of(s, X)
+    return stated if stated and seen == 'unknown' and not denial(stated, s, X) else seen
+
+# %% ../../nbs/cells/20_normalise.ipynb #d336833d
+def in_memory(X) -> sparse.csr_matrix:
+    "A matrix as float32 CSR without doubled entries; raises `DataError` for one that is still on disk"
+    if not (sparse.issparse(X) or isinstance(X, np.ndarray)): raise DataError('the cells are backed by a file: call adata.to_memory() first, on the cells you need')
+    X = sparse.csr_matrix(X, dtype=np.float32)
+    if not X.has_canonical_format: X = X.copy(); X.sum_duplicates()
+    return X
+
 # %% ../../nbs/cells/20_normalise.ipynb #caf782ac
 def _undo_log(X: sparse.csr_matrix, base: float) -> sparse.csr_matrix:
     "`base`**x - 1, value by value; zeros stay zeros"
@@ -92,11 +132,10 @@ def to_log1p_cp10k(X, # cells x genes
                    state: str # as `parse_state` reads it
                   ) -> sparse.csr_matrix: # float32
     "log(1 + counts per 10,000) of a matrix whose state is known; raises `DataError` if the name is no state"
-    base, total = parse_state(state); X = sparse.csr_matrix(X, dtype=np.float32)
+    base, total = parse_state(state); X = in_memory(X)
     if state == 'log1p-cp10k': return X
-    if state == 'counts': return _log1p_cp10k(X)
     linear = X if base is None else _undo_log(X, base)
-    return (linear*(1e4/total)).log1p().astype(np.float32)
+    return _log1p_cp10k(linear.astype(np.float32)) if total is None else (linear*(1e4/total)).log1p().astype(np.float32)
 
 def _log1p_cp10k(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     "log(1 + counts per 10,000), by scanpy"
@@ -109,8 +148,7 @@ def log_normalised(adata: AnnData, # cells x genes
                   ) -> sparse.csr_matrix: # float32, log(1 + counts per 10,000)
     "Log-normalised expression of `adata`, which is left as it is; raises `DataError` if its state is unknown"
     if layer and layer not in adata.layers: raise DataError(f"no layer {layer!r}: choose one of {', '.join(adata.layers) or 'none'}")
-    X = adata.layers[layer] if layer else adata.X; seen = expression_state(X)
-    state = (not layer and adata.uns.get('scinterp_source', {}).get('state')) or seen
+    X = in_memory(adata.layers[layer] if layer else adata.X); state = settled_state(X, '' if layer else adata.uns.get('scinterp_source', {}).get('state', ''))
     if state not in ('scaled', 'unknown'): return to_log1p_cp10k(X, state)
     if layer is None and 'counts' in adata.layers: return log_normalised(adata, 'counts')
     raise DataError(f"the state of X is {state}: put the counts in adata.layers['counts'], or say what X is with si.datasets.load(..., state='log1p-cp10k')")
@@ -119,7 +157,7 @@ def log_normalised(adata: AnnData, # cells x genes
 def gene_medians(X # cells x genes, counts of the training cells, sparse or dense
                 ) -> np.ndarray: # one a gene, float32
     "Median of the non-zero values of each gene, 1 for a gene without any (GeneCompass, preprocess.py)"
-    X = sparse.csc_matrix(X, copy=True); X.eliminate_zeros()
+    X = in_memory(X).tocsc(copy=True); X.eliminate_zeros()
     return np.array([np.median(X.data[s:e]) if e > s else 1. for s, e in zip(X.indptr, X.indptr[1:])], np.float32)
 
 # %% ../../nbs/cells/20_normalise.ipynb #38aad316
@@ -172,7 +210,8 @@ def top_genes(X, # cells x genes, sparse
               block: int = 256 # cells sorted at once
              ) -> tuple[np.ndarray, np.ndarray]: # gene indices (-1 where padded), values; both cells x n
     "The `n` most expressed genes of each cell, highest first, ties by gene order; never densifies"
-    X = sparse.csr_matrix(X, dtype=np.float32); bits, sizes, cells = X.data.view(np.uint32), np.diff(X.indptr), X.shape[0]
+    X = in_memory(X); bits, sizes, cells = X.data.view(np.uint32), np.diff(X.indptr), X.shape[0]
+    if not np.isfinite(X.data).all(): raise DataError('X holds NaN or infinite values, which have no rank: remove them first')
     ids, values = np.empty((cells, n), np.int32), np.empty((cells, n), np.float32)
     def rank(start):
         rows = slice(start, min(start + block, cells)); keys = np.empty((rows.stop - start, sizes[rows].max(initial=0)), np.uint64)
