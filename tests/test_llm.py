@@ -438,7 +438,7 @@ def test_drift(api, talk):
     found = drift(chat.tape, chat.send, n=100)
     assert found.attrs["n"] == 12 and found.attrs["differ"] == 1 and found[~found.same].before.tolist() == ["About GENE7."]
     assert set(describe_genes(GENES, "human", chat).text) == {f"About {g}." for g in GENES}  # the tape is as it was
-    with pytest.raises(InputError, match="recorded at"):
+    with pytest.raises(InputError, match="was not asked at http://localhost:1/v1"):
         drift(chat.tape, talk(base_url="http://localhost:1/v1").send)
 
 

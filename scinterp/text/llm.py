@@ -314,7 +314,7 @@ def _tokens(answer: dict) -> dict:
 @patch
 def send(self: Chat, request: dict) -> dict: # content, refusal, finish_reason, model, fingerprint, usage
     "Ask the server, past the tape; raises `ModelError` after `retries` more tries, `BudgetError` before a request that could cost too much"
-    if request['base_url'] != self.base_url: raise InputError(f"this was recorded at {request['base_url']}: ask it again with a Chat for that server")
+    if request.get('base_url') != self.base_url: raise InputError(f"this was not asked at {self.base_url}: ask it again with a client for its own server")
     if offline(): raise ModelError('SCINTERP_OFFLINE is set, and this answer is not on the tape: unset it to ask the model')
     for tries in range(1, self.retries + 2):
         try: return self._paid(request)
