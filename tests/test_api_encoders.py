@@ -154,9 +154,10 @@ def test_only_the_texts_leave(api, make):
     assert all(set(r.json) == {"model", "input", "dimensions", "encoding_format"} for r in api.paths(EMBEDDINGS)) and {r.path for r in api.seen} == {EMBEDDINGS}
 
 
-def test_an_address_with_a_password_shows_none(tmp_path):
-    encode = OpenAIEncoder(base_url="http://user:hunter2@localhost:1/v1", folder=tmp_path)
-    assert "hunter2" not in encode.revision + repr(encode) + str(encode.store.folder)
+def test_an_address_with_a_password_is_refused(tmp_path):
+    with pytest.raises(InputError, match="would end up in logs") as e:
+        OpenAIEncoder(base_url="http://user:hunter2@localhost:1/v1", folder=tmp_path)
+    assert "hunter2" not in str(e.value)
 
 
 # ---- faults that pass
@@ -190,6 +191,21 @@ def test_the_good_rows_of_a_bad_answer_are_kept(api, make, fault):
     trouble, lost = ROWS[fault]
     api.faults[EMBEDDINGS] = [trouble]
     assert right(make()(TEXTS)) and len(sent(api)) == 20 + lost
+
+
+def test_a_server_that_always_forgets_a_row_is_borne_while_it_gives_others(api, make):
+    api.trouble = lambda r: missing(0) if len(r.json["input"]) > 1 else None
+    assert right(make(retries=2)(TEXTS))
+
+
+def test_one_text_that_never_gets_a_vector(api, make):
+    def without(answer):
+        texts = api.seen[-1].json["input"]
+        answer["data"] = [row for row, text in zip(answer["data"], texts) if text != TEXTS[7]]
+    api.trouble = lambda r: altered(without)
+    with pytest.raises(ModelError, match="1 of 1 vectors"):
+        make(retries=2)(TEXTS)
+    assert len(make().store.read(map(api_encoders._key, TEXTS))) == 19, "the others are kept"
 
 
 def test_a_width_that_changes_half_way(api, make):

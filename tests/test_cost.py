@@ -182,14 +182,16 @@ def test_the_number_of_requests_is_the_one_that_is_sent(tmp_path):
 
 def test_reports_take_lists_files_and_data_sets(tmp_path):
     (tmp_path / "genes.txt").write_text("CD79A\n\nMS4A1\tB cells\n")
-    report = cost.cost_report(str(tmp_path / "genes.txt"))
-    assert report == cost.cost_report(["CD79A", "MS4A1"], "openai:text-embedding-3-small") and report.task == "embed"
+    report = cost.cost_report(str(tmp_path / "genes.txt"), species="human")
+    assert report == cost.cost_report(["CD79A", "MS4A1"], "openai:text-embedding-3-small", "human") and report.task == "embed"
     assert cost.cost_report("demo").texts == 765
-    assert cost.cost_report(["CD79A"], source="symbol").tokens[1] < report.tokens[1]
-    chat = cost.cost_report(["CD79A", "MS4A1"], "gpt-4o-mini", prompt="Describe it.")
-    assert chat.task == "chat" and chat.requests == 2
+    assert cost.cost_report(["CD79A"], species="human", source="symbol").tokens[1] < report.tokens[1]
+    chat = cost.cost_report(["CD79A", "MS4A1"], "gpt-4o-mini", "human")
+    assert chat.task == "chat" and chat.requests == 2 and chat.written == (200, 2000)
+    with pytest.raises(InputError, match="not there yet"):
+        cost.cost_report(["CD79A"], species="human", source="llm", chat=None)
     for local in ("minilm", "tfidf", "hf:org/model@main"):
-        assert cost.cost_report(["CD79A"], local).money == (0, 0)
+        assert cost.cost_report(["CD79A"], local, "human").money == (0, 0)
     for genes, why in (([], "empty"), (tmp_path / "no.csv", "there is no file")):
         with pytest.raises(InputError, match=why):
             cost.cost_report(genes)

@@ -142,8 +142,9 @@ def test_a_job_is_called_off_when_it_cannot_go_on(api, talk):
     resays(lambda said: {"answers": said["answers"][:2]}),  # ids missing
     resays(lambda said: {"answers": said["answers"] + [{"id": "c0", "answer": "Something else."}]}),  # two answers for one
     resays(lambda said: {"answers": [dict(a, answer=3) for a in said["answers"]]}),  # another type
+    resays(lambda said: {"answers": [dict(a, answer="" if a["id"] == "c0" else a["answer"]) for a in said["answers"]]}),  # an empty one
     resays(lambda said: {a["id"]: a["answer"] for a in said["answers"]}),  # another form
-    says("I'd say these are cells."), says('{"answers": [{"id": "c0", "answer": NaN}]}'), says('```\n{"answers": []}\n```\n```\n{}\n```'), refusal(), stopped_short(), says(""),
+    says("I'd say these are cells."), says('{"answers": [{"id": "c0", "answer": NaN}]}'), says('```\n{"answers": []}\n```\n```\n{}\n```'), refusal(), says(""),
 ])
 def test_what_is_missing_is_asked_again_and_only_that(api, talk, fault):
     api.faults[CHAT] = [fault]
@@ -180,17 +181,32 @@ def test_what_never_comes_is_named_and_the_rest_is_kept(api, talk):
 
 def test_a_gene_without_a_text_is_named(api, talk):
     api.trouble = lambda request: refusal() if '"GENE3"' in request.text else stopped_short() if '"GENE5"' in request.text else None
-    with pytest.raises(ModelError, match=r"for 2: GENE3 \(the model refused\), GENE5 \(the answer was cut: raise max_tokens\)"):
-        describe_genes(GENES, "human", talk())
-    assert len(api.seen) == 10 + 2 * 3
+    for n in (10 + 3 + 1, 10 + 3 + 1 + 3):  # the refusal is asked again three times in each run, what was cut is not
+        with pytest.raises(ModelError, match=r"for 2: GENE3 \(the model refused\), GENE5 \(the answer was cut: raise max_tokens\)"):
+            describe_genes(GENES, "human", talk())
+        assert len(api.seen) == n
     api.trouble = None
-    assert describe_genes(GENES, "human", talk()).text.tolist() == [f"About {g}." for g in GENES]
-    assert len(api.seen) == 18
+    with pytest.raises(ModelError, match="for 1: GENE5"):
+        describe_genes(GENES, "human", talk())
+    assert describe_genes(GENES, "human", talk(max_tokens=2000)).text.tolist() == [f"About {g}." for g in GENES]
+    assert len(api.seen) == 17 + 1 + 1  # a larger limit asks nothing again but what was cut
+    assert describe_genes(GENES, "human", talk()).text.tolist() == [f"About {g}." for g in GENES]  # and is found whatever the limit
+    assert len(api.seen) == 19
+
+
+def test_a_batch_that_is_too_long_is_halved(api, talk):
+    api.trouble = lambda request: stopped_short() if len(data(request)) > 2 else None
+    assert talk().ask(items(8), TEXT, "Describe.") == right(8)
+    assert [len(data(r)) for r in api.seen] == [8, 4, 2, 2, 4, 2, 2]
+    assert talk(max_tokens=9999).ask(items(8), TEXT, "Describe.") == right(8) and len(api.seen) == 7
+    api.trouble = lambda request: stopped_short()
+    with pytest.raises(ModelError, match="for 3: .*the answer was cut: raise max_tokens"):
+        talk().ask(items(3), TEXT, "Name.")
 
 
 def test_a_server_without_schemas(api, talk):
     api.json_schema = False
-    assert talk().ask(items(), TEXT, "Describe.", batch=2) == right()
+    assert talk(retries=0).ask(items(), TEXT, "Describe.", batch=2) == right()
     assert [("response_format" in r.json) for r in api.seen].count(False) == 2 == api.usage["requests"]
     sent = len(api.seen)
     assert talk(tape=Tape(talk().tape.path, "replay")).ask(items(), TEXT, "Describe.", batch=2) == right() and len(api.seen) == sent
@@ -342,6 +358,12 @@ def test_what_may_have_been_charged_counts(api, talk):
     assert 2 * 500 < lost < 2 * 700  # of the two that broke off; not of the one that was turned away
 
 
+def test_what_is_set_aside_is_waited_for(api, talk):
+    "Room for one reply of the greatest length at a time, and for all replies as they are"
+    api.reply = lambda request: time.sleep(.05) or reply(request)
+    assert len(describe_genes(GENES[:8], "human", talk(budget="1400 tokens", max_tokens=700, max_concurrency=4))) == 8
+
+
 def test_a_budget_that_is_too_small_sends_nothing(api, talk):
     with pytest.raises(BudgetError):
         talk(budget="10 tokens").tell({"x": "hello"})
@@ -420,16 +442,17 @@ def test_drift(api, talk):
         drift(chat.tape, talk(base_url="http://localhost:1/v1").send)
 
 
-@pytest.mark.parametrize("change", [dict(model="other"), dict(temperature=1), dict(seed=3), dict(max_tokens=7), dict(base_url="http://localhost:9/v1")])
+@pytest.mark.parametrize("change", [dict(model="other"), dict(temperature=1), dict(seed=3), dict(base_url="http://localhost:9/v1")])
 def test_what_an_answer_depends_on_is_in_the_key(talk, change):
     plain, other = talk(), talk(**change)
     assert plain.tape.key(plain._request("x")) != other.tape.key(other._request("x"))
-    assert plain.tape.key(plain._request("x")) == talk(timeout=9, retries=0, budget="5 tokens").tape.key(talk(timeout=9)._request("x"))
+    assert plain.tape.key(plain._request("x")) == talk().tape.key(talk(timeout=9, retries=0, budget="5 tokens", max_tokens=7)._request("x"))
 
 
 # ---- the tape
 
 
+@pytest.mark.slow(5)
 def test_an_entry_cut_or_altered_anywhere_is_made_again(api, talk):
     chat = talk()
     describe_genes(["INS"], "human", chat)
@@ -445,6 +468,13 @@ def test_an_entry_cut_or_altered_anywhere_is_made_again(api, talk):
     file.write_bytes(whole[:-9])
     assert describe_genes(["INS"], "human", talk()).text.tolist() == ["About INS."] and len(api.seen) == 2
     assert json.loads(file.read_bytes())["answer"]["content"] == "About INS."
+
+
+def test_what_a_killed_process_left_is_no_entry(talk):
+    tape = talk().tape
+    key = tape.put({"model": "a"}, "one")
+    (tape._file(key).parent / f".{key}.json.abcd.json").write_text('{"half": ')
+    assert tape.keys() == [key] and drift(tape, lambda request: "one").attrs["n"] == 1
 
 
 def test_an_entry_in_another_place_is_not_used(talk):
@@ -557,6 +587,15 @@ def test_the_key_is_nowhere(api, talk, tmp_path, caplog, capfd, monkeypatch):
         everything += str(file) + (file.read_text() if file.is_file() else "")
     assert KEY not in everything and KEY[:20] not in everything and os.environ["OPENAI_ORG_ID"] not in everything
     assert all(r.headers["Authorization"] == f"Bearer {KEY}" for r in api.seen)
+
+
+@pytest.mark.parametrize("secret", ["sk-" + "Xy7" * 9, "sk-svcacct-" + "Xy_7-" * 9, "org-" + "Xy7" * 8, "proj_" + "Xy7" * 8])
+def test_the_key_of_somebody_else_is_not_kept_either(api, talk, secret):
+    api.reply = lambda request: f"The key is {secret}."
+    assert talk().tell({"x": "hello"}) == {"x": "The key is [removed]."}
+    api.faults[CHAT] = [error(400, f"no access for {secret}")]
+    with pytest.raises(ModelError, match=r"no access for \[removed\]"):
+        talk().tell({"y": "hello again"})
 
 
 def test_no_key_no_request(api, talk, monkeypatch):

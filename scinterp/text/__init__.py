@@ -3,9 +3,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["api_encoders", "cost", "encoders", "gene_tables", "llm", "ncbi", "published_tables", "tape"],
+    submodules=["api_encoders", "cost", "encoders", "gene_tables", "llm", "ncbi", "published_tables", "tape", "vector_cache"],
     submod_attrs={
-        "descriptions": ["describe", "cell_types"],
+        "descriptions": ["describe", "describe_terms", "coverage", "cell_types"],
         "encoders": ["encoder"],
         "gene_tables": ["GeneTable"],
     },

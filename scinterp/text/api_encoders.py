@@ -6,7 +6,7 @@
 __all__ = ['VectorStore', 'OpenAIEncoder']
 
 # %% ../../nbs/text/25_api_encoders.ipynb #65096d94
-import base64, hashlib, json, os, random, re, time, warnings
+import base64, hashlib, json, random, re, time, warnings
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,16 @@ from tqdm.auto import tqdm
 
 from ..cells.downloads import _BUSY, _Again, _Refused, _retry_after, offline
 from ..core import InputError, ModelError, atomic_path, cache_dir, digest, write_json
-from .cost import _PIECE, _most, BATCH_INPUTS, LONGEST_INPUT, MOST_INPUTS, Estimate, count_tokens, estimate, over_budget, pack, price
+from .cost import _PIECE, _most, _table, BATCH_INPUTS, LONGEST_INPUT, MOST_INPUTS, Estimate, count_tokens, estimate, over_budget, pack, price
+from .llm import _OPENAI, BudgetError, _address, _key as _api_key
+from .tape import without_secrets
 
 # %% ../../nbs/text/25_api_encoders.ipynb #f7b1f7cb
 def _key(text: str) -> str:
     "What a text is stored under"
     return hashlib.sha256(text.encode()).hexdigest()
 
+# %% ../../nbs/text/25_api_encoders.ipynb #f0700e38
 class VectorStore:
     "Vectors by the SHA-256 of their text, in a folder that several processes may write to"
     def __init__(self, folder): self.folder = Path(folder)
@@ -38,7 +41,7 @@ class VectorStore:
         content = save({'keys': keys, 'vectors': np.stack([np.asarray(v, np.float32) for v in vectors.values()])})
         with atomic_path(self.folder/f'{hashlib.sha256(content).hexdigest()}.safetensors') as tmp: tmp.write_bytes(content)
 
-# %% ../../nbs/text/25_api_encoders.ipynb #f0700e38
+# %% ../../nbs/text/25_api_encoders.ipynb #48ec648f
 @patch
 def read(self: VectorStore, wanted, # text keys
          seen: set | None = None # names of files already read, which are left out and added to
@@ -52,6 +55,7 @@ def read(self: VectorStore, wanted, # text keys
             if key in wanted: found[key] = vector
     return found
 
+# %% ../../nbs/text/25_api_encoders.ipynb #6569a9b8
 @patch
 def _file(self: VectorStore, path: Path) -> list:
     "Keys and vectors of one file; none if it is not what it was"
@@ -82,8 +86,8 @@ class OpenAIEncoder:
                  backoff: float = .5, # seconds before the first repeat, doubled each time
                  longest_wait: float = 120, # seconds that a server may ask to wait
                  poll: float = 30): # seconds between two looks at a batch
-        self.model, self.dimensions, self.budget, self.batch, self.dry_run, self.prices = model.removeprefix('openai:'), dimensions, budget, batch, dry_run, prices
-        self.base_url = (base_url or os.environ.get('OPENAI_BASE_URL') or '').rstrip('/'); self.max_tokens, self.inputs = max_tokens, inputs
+        self.model, self.base_url, self.dimensions = model.removeprefix('openai:'), _address(base_url), dimensions
+        self.budget, self.batch, self.dry_run, self.prices, self.max_tokens, self.inputs = budget, batch, dry_run, prices, max_tokens, inputs
         self.timeout, self.retries, self.backoff, self.longest_wait, self.poll = timeout, retries, backoff, longest_wait, poll
         self.truncated, self.requests, self.tokens, self.spent = 0, 0, 0, 0.
         self.name = f'openai:{self.model}'; self.revision = self._revision()
@@ -96,21 +100,23 @@ class OpenAIEncoder:
 # %% ../../nbs/text/25_api_encoders.ipynb #e9bda493
 @patch
 def _revision(self: OpenAIEncoder) -> str:
-    "Model, width, and the server if it is not OpenAI's; no user name or password that an address may hold"
-    host = urlsplit(self.base_url); where = f"@{host.hostname}{f':{host.port}' if host.port else ''}" if self.base_url else ''
-    return f"{self.model}-{self.dimensions or 'full'}{where}"
+    "Model, width, where longer texts are cut if not as usual, and the server if it is not OpenAI's"
+    where = urlsplit(self.base_url); host = f"@{where.hostname}{f':{where.port}' if where.port else ''}" if self.base_url != _OPENAI else ''
+    cut = '' if self.max_tokens == LONGEST_INPUT else f'-parts{self.max_tokens}'
+    return f"{self.model}-{self.dimensions or 'full'}{cut}{host}"
 
 # %% ../../nbs/text/25_api_encoders.ipynb #5ac2d6de
 def _usable(texts) -> list[str]:
     "Texts as strings; raises `InputError` for one that the API would refuse"
     texts = [texts] if isinstance(texts, str) else list(map(str, texts))
     empty = [i for i, t in enumerate(texts) if not t.strip()]
-    if empty: raise InputError(f'text {empty[0]} is empty ({len(empty)} of {len(texts)} are): the API takes none, so leave it out or give the symbol of the gene')
+    if empty: raise InputError(f'text {empty[0]} is empty ({len(empty)} of {len(texts)} are): leave it out, or give the symbol of the gene')
     for i, text in enumerate(texts):
         try: text.encode()
         except UnicodeEncodeError: raise InputError(f'text {i} holds half a character (a lone surrogate): read it again with the right encoding') from None
     return texts
 
+# %% ../../nbs/text/25_api_encoders.ipynb #cbfc3745
 def _parts(text: str, most: int) -> list[str]:
     "A text, or the parts of it that have at most `most` tokens each"
     if len(text.encode()) <= most: return [text]
@@ -129,6 +135,7 @@ def _vector(value) -> np.ndarray | None:
         return v if v.ndim == 1 and len(v) and np.isfinite(v).all() and v.any() else None
     except (ValueError, TypeError): return None
 
+# %% ../../nbs/text/25_api_encoders.ipynb #c8ba8bb8
 def _rows(answer, n: int, width: int | None) -> dict: # index -> vector
     "The rows of an answer to `n` texts that can be believed"
     data = answer.get('data') if isinstance(answer, dict) else None
@@ -162,6 +169,7 @@ def _left(headers, what: str) -> float | None:
     value = headers.get(f'x-ratelimit-remaining-{what}') or ''
     return int(value) if value.isdigit() else None
 
+# %% ../../nbs/text/25_api_encoders.ipynb #4a3e5d88
 def _refill(headers, tokens: int = 0) -> float:
     "Seconds until a request of so many tokens fits; 0 if it does now, or nothing is said"
     short = [what for what, needed in (('requests', 1), ('tokens', tokens)) if (left := _left(headers, what)) is not None and left < needed]
@@ -173,16 +181,13 @@ def _refill(headers, tokens: int = 0) -> float:
 def _open(self: OpenAIEncoder):
     "A connection; raises `ModelError` without a key, or where the network is switched off"
     if offline(): raise ModelError(f'SCINTERP_OFFLINE forbids to ask {self.name}: unset it, or use vectors that are already in {self.store.folder}')
-    key = os.environ.get('OPENAI_API_KEY', '').strip()
-    if not key and not self.base_url: raise ModelError(f'{self.name} needs a key: set OPENAI_API_KEY in the environment, or use encoder="minilm", which needs none')
     import openai
-    with openai.OpenAI(api_key=key or 'none', base_url=self.base_url or 'https://api.openai.com/v1', timeout=self.timeout, max_retries=0) as client: yield client
+    with openai.OpenAI(api_key=_api_key(self.base_url), base_url=self.base_url, timeout=self.timeout, max_retries=0) as client: yield client
 
 # %% ../../nbs/text/25_api_encoders.ipynb #b22c044e
-def _without_key(message) -> str:
-    "A message in one short line, without anything like a key"
-    message = str(message).replace(os.environ.get('OPENAI_API_KEY', '').strip() or '\0', '[key]')
-    return re.sub(r'\b(?:sk|Bearer)[-\s]\S+', '[key]', ' '.join(message.split()))[:300]
+def _said(message) -> str:
+    "A message in one short line, without secrets"
+    return without_secrets(' '.join(str(message).split()))[:300]
 
 def _wait_said(headers) -> float | None:
     "Seconds that a refusal asks to wait, by any of the headers that say so"
@@ -194,9 +199,10 @@ def _wait_said(headers) -> float | None:
 class _TooLarge(_Refused):
     "A request with more in it than the server takes"
 
+# %% ../../nbs/text/25_api_encoders.ipynb #3672fd1b
 def _sorted_error(error) -> Exception:
     "An error of the openai package as one that another try may mend, or not"
-    code = getattr(error, 'status_code', None); said = _without_key(getattr(error, 'message', error))
+    code = getattr(error, 'status_code', None); said = _said(getattr(error, 'message', error))
     if code is None: return _Again(f'no answer: {said}')
     if code == 429 and 'insufficient_quota' in (error.code, error.type): return _Refused(f'no credit is left on the account ({said})')
     if code in (*_BUSY, 409) or code >= 500: return _Again(f'HTTP {code}: {said}', _wait_said(error.response.headers))
@@ -204,6 +210,7 @@ def _sorted_error(error) -> Exception:
     if code in (400, 413, 422) and re.search(r'token|too (?:long|large|many)|max(?:imum)?\b|context', said, re.I): return _TooLarge(f'HTTP {code}: {said}')
     return _Refused(f'HTTP {code}: {said}')
 
+# %% ../../nbs/text/25_api_encoders.ipynb #6fd0cba0
 @patch
 def _call(self: OpenAIEncoder, ask):
     "`ask()` once; raises `_Again` or `_Refused`"
@@ -211,17 +218,17 @@ def _call(self: OpenAIEncoder, ask):
     try: return ask()
     except openai.APIError as e: raise _sorted_error(e) from None
 
-# %% ../../nbs/text/25_api_encoders.ipynb #3672fd1b
+# %% ../../nbs/text/25_api_encoders.ipynb #b1ccf2fa
 @patch
 def _width(self: OpenAIEncoder) -> int | None:
     "The width that vectors must have: the one asked for, the known one of an OpenAI model, or that of the stored ones; None if open"
     if self.dimensions: return self.dimensions
-    try: known = price(self.model, self.prices).get('width')
-    except InputError: known = None
+    known = _table(self.prices).get(self.model, {}).get('width')
     if known: return known
     first = next(iter(sorted(self.store.folder.glob('*.safetensors'))), None); held = self.store._file(first) if first else []
     return len(held[0][1]) if held else None
 
+# %% ../../nbs/text/25_api_encoders.ipynb #b3654a14
 @patch
 def _body(self: OpenAIEncoder, texts) -> dict:
     "What is sent"
@@ -247,12 +254,14 @@ def _cost(self: OpenAIEncoder, tokens: float) -> float:
     except InputError: return 0.
     return tokens*entry['input']*(entry['batch'] if self.batch else 1)/1e6
 
+# %% ../../nbs/text/25_api_encoders.ipynb #a90cb628
 @patch
 def _check_budget(self: OpenAIEncoder, high: int):
-    "Raise `InputError` if so many tokens would go over the budget"
+    "Raise `BudgetError` if so many tokens would go over the budget"
     if self.budget is None: return
-    if why := over_budget(self._cost(high), self.budget, self.spent, price(self.model, self.prices)['currency']): raise InputError(f'{self.name}: {why}')
+    if why := over_budget(self._cost(high), self.budget, self.spent, price(self.model, self.prices)['currency']): raise BudgetError(f'{self.name}: {why}')
 
+# %% ../../nbs/text/25_api_encoders.ipynb #173f2642
 @patch
 def _pay(self: OpenAIEncoder, answer, high: int):
     "Add up what an answer cost"
@@ -267,6 +276,7 @@ def _lock(self: OpenAIEncoder) -> FileLock:
     self.store.folder.mkdir(parents=True, exist_ok=True)
     return FileLock(self.store.folder/'.lock')
 
+# %% ../../nbs/text/25_api_encoders.ipynb #4065e87f
 @patch
 def _fetch(self: OpenAIEncoder, client, keys: dict, found: dict, progress: bool): # keys: text key -> text; found: grows
     "Ask for what `found` lacks, request by request, until nothing is missing"
@@ -274,13 +284,16 @@ def _fetch(self: OpenAIEncoder, client, keys: dict, found: dict, progress: bool)
     patience, seen, most, width = _Patience(self), set(), self.inputs, self._width()
     with tqdm(desc=self.name, total=len(keys), initial=len(found), disable=not progress, leave=False) as bar:
         while True:
+            before = len(found)
             try: wait, wrong, most = self._step(client, keys, high, found, seen, most, width)
             except _Again as e: patience.after(e); continue
+            except _TooLarge as e: raise ModelError(f'{self.name} takes no text so long ({e}): lower max_tokens=') from None
             except _Refused as e: raise ModelError(f'{self.name}: {e}; what arrived is kept') from None
             bar.update(len(found) - bar.n)
             if wrong is None: return
+            if len(found) > before or not wrong: patience.lost = 0 # there is progress
             if wrong: patience.after(_Again(wrong)); continue
-            patience.lost = 0; time.sleep(min(wait, self.longest_wait))
+            time.sleep(min(wait, self.longest_wait))
 
 # %% ../../nbs/text/25_api_encoders.ipynb #4e6f630a
 @patch
@@ -302,23 +315,21 @@ def _step(self: OpenAIEncoder, client, keys: dict, high: dict, found: dict, seen
 def __call__(self: OpenAIEncoder, texts, progress: bool = False) -> np.ndarray | Estimate:
     "Vectors of `texts`, float32, texts x width; with `dry_run` an `Estimate` of those that are not stored yet"
     texts = _usable(texts); parts = {t: _parts(t, self.max_tokens) for t in dict.fromkeys(texts)}
-    self.truncated = sum(len(parts[t]) > 1 for t in texts)
-    keys = {_key(p): p for some in parts.values() for p in some}; found = self.store.read(keys)
-    missing = {k: t for k, t in keys.items() if k not in found}
+    self.truncated = sum(len(parts[t]) > 1 for t in texts); names = {p: _key(p) for some in parts.values() for p in some}
+    keys = {k: p for p, k in names.items()}; found = self.store.read(keys); missing = {k: t for k, t in keys.items() if k not in found}
     if self.dry_run: return estimate(list(missing.values()), self.model, prices=self.prices)
     if missing:
         if self.budget is not None: self._check_budget(count_tokens(missing.values(), self.model, self.prices).high.sum())
         with self._open() as client: (self._by_batch if self.batch else self._fetch)(client, keys, found, progress)
-    return self._joined([parts[t] for t in texts], found)
+    vectors = {t: _joined([found[names[p]] for p in some], some) for t, some in parts.items()}
+    return np.stack([vectors[t] for t in texts]) if texts else np.empty((0, self._width() or 0), np.float32)
 
-@patch
-def _joined(self: OpenAIEncoder, parts: list, found: dict) -> np.ndarray:
-    "One vector a text: that of its only part, or the mean of its parts, weighted by length and scaled to unit length"
-    out = np.empty((len(parts), len(next(iter(found.values()))) if found else self._width() or 0), np.float32)
-    for i, some in enumerate(parts):
-        v = np.array([found[_key(p)] for p in some]); v = v[0] if len(v) == 1 else np.average(v, axis=0, weights=list(map(len, some)))
-        out[i] = v if len(some) == 1 else v/np.linalg.norm(v)
-    return out
+# %% ../../nbs/text/25_api_encoders.ipynb #97d93937
+def _joined(vectors: list, parts: list) -> np.ndarray:
+    "The vector of a text: that of its only part, or the mean of its parts, weighted by length and scaled to unit length"
+    if len(parts) == 1: return vectors[0]
+    mean = np.average(vectors, axis=0, weights=list(map(len, parts)))
+    return (mean/np.linalg.norm(mean)).astype(np.float32)
 
 # %% ../../nbs/text/25_api_encoders.ipynb #7323ecf8
 _JOB_TOKENS = 20_000_000 # a file of so many tokens stays well under the 200 MB that are allowed
@@ -332,6 +343,7 @@ def _persist(self: OpenAIEncoder, ask):
         except _Again as e: patience.after(e)
         except _Refused as e: raise ModelError(f'{self.name}: {e}') from None
 
+# %% ../../nbs/text/25_api_encoders.ipynb #8400522d
 @patch
 def _notes(self: OpenAIEncoder, keys=None) -> dict:
     "Jobs that are under way, by file; with `keys`, those that hold any of them"
@@ -345,9 +357,8 @@ def _notes(self: OpenAIEncoder, keys=None) -> dict:
 @patch
 def _submit(self: OpenAIEncoder, client, keys: dict):
     "Upload one job for as many of `keys` as fit, and note it"
-    entry = price(self.model, self.prices) if self.budget is not None or not self.base_url else {}
     high = count_tokens(keys.values(), self.model, self.prices).high.tolist(); self._check_budget(sum(high))
-    some = [list(keys)[i] for i in pack(high, BATCH_INPUTS, min(_JOB_TOKENS, entry.get('queue', _JOB_TOKENS)))[0]]
+    some = [list(keys)[i] for i in pack(high, BATCH_INPUTS, min(_JOB_TOKENS, _table(self.prices).get(self.model, {}).get('queue', _JOB_TOKENS)))[0]]
     lines = [json.dumps(dict(custom_id=k, method='POST', url='/v1/embeddings', body=self._body(keys[k]))) for k in some]
     sent = self._persist(lambda: client.files.create(file=('scinterp.jsonl', '\n'.join(lines).encode()), purpose='batch'))
     note = self.store.folder/'jobs'/f'{digest(some)[:16]}.json'; write_json(note, dict(file=sent.id, batch=None, keys=some))
@@ -379,6 +390,7 @@ def _wait(self: OpenAIEncoder, client, id: str):
         if time.monotonic() > until: raise ModelError(f'batch {id} is still {batch.status} after a day: run it again to go on waiting')
         time.sleep(self.poll)
 
+# %% ../../nbs/text/25_api_encoders.ipynb #f757130d
 @patch
 def _lines(self: OpenAIEncoder, client, file_id: str | None) -> list[dict]:
     "Lines of an answer file; those that are no JSON are left out"
@@ -389,7 +401,7 @@ def _lines(self: OpenAIEncoder, client, file_id: str | None) -> list[dict]:
         except ValueError: continue
     return [l for l in out if isinstance(l, dict)]
 
-# %% ../../nbs/text/25_api_encoders.ipynb #f757130d
+# %% ../../nbs/text/25_api_encoders.ipynb #79388564
 @patch
 def _answers(self: OpenAIEncoder, client, told: dict) -> tuple[dict, list, str]:
     "Vectors by text key that a job brought, what went wrong with the others, and how it ended"
@@ -402,6 +414,7 @@ def _answers(self: OpenAIEncoder, client, told: dict) -> tuple[dict, list, str]:
         else: errors.append((body.get('error') or line.get('error') or {}).get('message') or 'a line without a usable vector')
     return got, errors, batch.status
 
+# %% ../../nbs/text/25_api_encoders.ipynb #c8347967
 @patch
 def _collect(self: OpenAIEncoder, client, note: Path, told: dict) -> str:
     "Store what a job answered, drop its note, and say what went wrong ('' if nothing)"
@@ -411,7 +424,7 @@ def _collect(self: OpenAIEncoder, client, note: Path, told: dict) -> str:
         raise
     self.store.put(got); note.unlink(missing_ok=True); self.requests += 1; lost = len(told['keys']) - len(got)
     if not lost: return ''
-    return f"batch {told['batch']} ended as {status} with {lost} of {len(told['keys'])} texts unanswered ({_without_key(errors[0] if errors else 'no line for them')})"
+    return f"batch {told['batch']} ended as {status} with {lost} of {len(told['keys'])} texts unanswered ({_said(errors[0] if errors else 'no line for them')})"
 
 # %% ../../nbs/text/25_api_encoders.ipynb #86aacace
 @patch

@@ -55,6 +55,7 @@ def _wordpiece():
     tokens = Tokenizer.from_file(str(minilm_path()/'tokenizer.json')); tokens.no_truncation(); tokens.no_padding()
     return tokens
 
+# %% ../../nbs/text/15_cost.ipynb #cfd94467
 @lru_cache(2**18)
 def _most(piece: str) -> int:
     "Upper estimate of the tokens of one piece"
@@ -94,7 +95,7 @@ def _read_prices(path) -> dict:
     path = Path(path)
     if not path.is_file(): raise InputError(f'there is no price file {path}: name an existing one, or unset SCINTERP_PRICES')
     try: table = tomllib.loads(path.read_text(encoding='utf-8'))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise InputError(f'{path.name} is no price file ({e}): see data/prices.toml for the layout') from None
+    except ValueError as e: raise InputError(f'{path.name} is no price file ({e}): see data/prices.toml for the layout') from None
     for model, entry in table.items(): _check_entry(path.name, model, entry)
     return table
 
@@ -109,6 +110,7 @@ def _check_entry(file: str, model: str, entry):
         if not _is_price(entry.get(key)): raise InputError(f'{where} {key} must be a price per million tokens, zero or more')
     if not 0 < entry.get('batch', 1) <= 1: raise InputError(f'{where} batch must be a part of the price, e.g. 0.5')
 
+# %% ../../nbs/text/15_cost.ipynb #36d06cd8
 def _is_price(value) -> bool:
     "Whether a value can be a price"
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
@@ -172,15 +174,18 @@ def _money(tokens, written, entry: dict, part: float = 1.) -> tuple:
     "Price of (low, high) tokens"
     return tuple(part*(t*entry['input'] + w*entry.get('output', 0))/1e6 for t, w in zip(tokens, written))
 
+# %% ../../nbs/text/15_cost.ipynb #58d7e0c5
 def _minutes(requests: int, tokens: int, entry: dict) -> float | None:
     "The shortest time that the limits allow; None where none is known"
     waits = [n/entry[key] for n, key in ((requests, 'rpm'), (tokens, 'tpm')) if entry.get(key)]
     return max(waits) if waits else None
 
+# %% ../../nbs/text/15_cost.ipynb #0930b3c5
 def _limits(entry: dict) -> str:
     "The limits that the time rests on, in words"
     said = [f'{entry[key]:,} {what}' for key, what in (('rpm', 'requests'), ('tpm', 'tokens')) if entry.get(key)]
-    return f"{' and '.join(said)} a minute (lowest paid tier, {entry.get('limits_read', 'undated')})" if said else 'not known'
+    tier = f" (lowest paid tier, {entry['limits_read']})" if 'limits_read' in entry else ''
+    return f"{' and '.join(said)} a minute{tier}" if said else 'not known'
 
 # %% ../../nbs/text/15_cost.ipynb #2476408f
 def _counted(texts, model: str, tokens_each, prices) -> tuple[pd.DataFrame, int, str]:
@@ -209,8 +214,8 @@ def estimate(texts, # texts, or how many there are
     if chat: sent = sent + n*(count_tokens(prompt, model, prices).iloc[0].to_numpy() + (0, _FRAME)); written = n*np.array(output_tokens)
     requests = n if chat else len(pack(counts.high)); jobs = max(-(-n//BATCH_INPUTS), -(-int(sent[1])//entry.get('queue', 10**12)))
     money, batch = (_money(sent, written, entry, part) for part in (1., entry['batch']))
-    return Estimate(model, entry['task'], n, repeated, requests, tuple(map(int, sent)), tuple(map(int, written)), money, batch, _minutes(requests, sent[1], entry),
-                    jobs, entry['currency'], how, str(entry.get('read', '')), _limits(entry))
+    return Estimate(model, entry['task'], n, repeated, requests, tuple(map(int, sent)), tuple(map(int, written)), money, batch,
+                    _minutes(requests, sent[1], entry), jobs, entry['currency'], how, str(entry.get('read', '')), _limits(entry))
 
 # %% ../../nbs/text/15_cost.ipynb #e116bfe2
 def _span(pair, form='{:,.0f}') -> str:
@@ -218,27 +223,33 @@ def _span(pair, form='{:,.0f}') -> str:
     low, high = map(form.format, pair)
     return low if low == high else f'{low} to {high}'
 
+# %% ../../nbs/text/15_cost.ipynb #a86aa87d
 def _coins(pair, currency: str) -> str:
     "A range of money; small sums to four digits"
     most = max(pair)
     return f'under 0.0001 {currency}' if 0 < most < 1e-4 else f"{_span(pair, '{:,.2f}' if most >= .1 or not most else '{:,.4f}')} {currency}"
 
+# %% ../../nbs/text/15_cost.ipynb #b0b8539c
 def _duration(minutes: float | None) -> str:
     "A time in words"
     if minutes is None: return 'not known'
     return 'under a minute' if minutes < 1 else f'at least {minutes:,.0f} minutes' if minutes < 120 else f'at least {minutes/60:,.0f} hours'
 
-# %% ../../nbs/text/15_cost.ipynb #a86aa87d
+# %% ../../nbs/text/15_cost.ipynb #7986bc02
 @patch
 def rows(self: Estimate) -> dict:
     "What the estimate says, in words"
     same = f' ({self.repeated:,} more are repeats, sent once)' if self.repeated else ''
-    said = {'model': self.model, 'different texts': f'{self.texts:,}{same}', 'requests': f'{self.requests:,}', 'tokens sent': f'{_span(self.tokens)} ({self.how})'}
+    said = {'model': self.model, 'different texts': f'{self.texts:,}{same}', 'requests': f'{self.requests:,}'}
+    said['tokens sent'] = f'{_span(self.tokens)} ({self.how})'
     if self.task == 'chat': said['tokens written'] = f'{_span(self.written)} (assumed)'
-    said |= {'price': f"{_coins(self.money, self.currency)} (prices of {self.read or 'no date'})", 'price by Batch API': _coins(self.batch_money, self.currency),
-             'time': _duration(self.minutes), 'time by Batch API': f"up to {24*self.batches} hours ({self.batches} job{'s'*(self.batches != 1)})", 'limits': self.limits}
-    return said
+    said['price'] = f"{_coins(self.money, self.currency)} (prices of {self.read or 'no date'})"
+    said['price by Batch API'] = _coins(self.batch_money, self.currency)
+    said['time'] = _duration(self.minutes)
+    said['time by Batch API'] = f"up to {24*self.batches} hours ({self.batches} job{'s'*(self.batches != 1)})"
+    return said | {'limits': self.limits}
 
+# %% ../../nbs/text/15_cost.ipynb #74a51f70
 @patch
 def __repr__(self: Estimate): return '\n'.join(f'{k:20}{v}' for k, v in self.rows().items())
 
@@ -260,33 +271,48 @@ def _genes(genes, species) -> tuple[list, str]:
     if isinstance(genes, (str, Path)) and Path(genes).suffix in ('.txt', '.tsv', '.csv'):
         if not Path(genes).is_file(): raise InputError(f'there is no file {genes}: name a file with one gene a line, or a data set')
         lines = Path(genes).read_text(encoding='utf-8-sig').splitlines()
-        return [g for g in (re.split(r'[\t,]', line)[0].strip() for line in lines) if g], species or 'human'
+        return [g for g in (re.split(r'[\t,]', line)[0].strip() for line in lines) if g], species or ''
     if isinstance(genes, (str, Path)):
         from scinterp.cells.datasets import load
         genes = load(genes, species=species)
     source = getattr(genes, 'uns', {}).get('scinterp_source', {})
-    return list(map(str, getattr(genes, 'var_names', genes))), species or source.get('species') or 'human'
+    return list(map(str, getattr(genes, 'var_names', genes))), species or source.get('species') or ''
 
 # %% ../../nbs/text/15_cost.ipynb #d4eb5a56
 def _is_local(model: str) -> bool:
     "Whether an encoder runs on this machine"
     return model in ('minilm', 'tfidf') or model.startswith('hf:')
 
+# %% ../../nbs/text/15_cost.ipynb #1975cf0f
 def cost_report(genes, # names, a file with one a line, AnnData, or the name of a data set
                 model: str = 'text-embedding-3-small', # of `prices()`, with or without 'openai:'; or 'minilm', 'tfidf', 'hf:...'
-                species: str | None = None, # default: the data set's, else 'human'
-                source: str = 'bundled', # of the descriptions, as in `describe`
+                species: str | None = None, # default: the data set's own
+                source: str = 'bundled', # of the descriptions to embed, as in `describe`
                 prices=None, # price file of your own
-                prompt: str = '', # what a chat model is told with every gene
-                output_tokens=(100, 500), # of one answer of a chat model
+                prompt: str = 'scelmo-v1', # of a chat model: one of `llm.prompts()`
+                output_tokens=(100, 1000), # of one answer of a chat model; no more than 1000 are allowed by default
                 **options # of `describe`, e.g. template
                ) -> Estimate:
-    "What it costs to describe `genes` with a chat model, or to embed their descriptions; nothing is sent"
-    from scinterp.text.descriptions import describe
-    genes, species = _genes(genes, species)
+    "What it costs to embed descriptions of `genes`, or to have them written by a chat model; nothing is sent; raises `InputError` for a model without a price"
+    genes, species = _genes(genes, species); local = _is_local(model)
     if not genes: raise InputError('there are no genes: the list is empty')
-    chat = not _is_local(model) and price(model, prices)['task'] == 'chat'
-    texts = genes if chat else describe(genes, species, source, **options).text
-    if not _is_local(model): return estimate(texts, model, prompt=prompt, output_tokens=output_tokens, prices=prices)
+    if not species: raise InputError("whose genes are these? pass species='human' or species='mouse'")
+    chat = not local and price(model, prices)['task'] == 'chat'
+    if chat: return estimate(_prompts(genes, species, prompt), model, output_tokens=output_tokens, prices=prices)
+    if source == 'llm': raise InputError('what a chat model will write is not there yet: name that chat model in model=, or use estimate(number, tokens_each=)')
+    from scinterp.text.descriptions import describe
+    texts = describe(genes, species, source, **options).text
+    return _free(model, texts) if local else estimate(texts, model, prices=prices)
+
+# %% ../../nbs/text/15_cost.ipynb #2becd8cb
+def _prompts(genes, species: str, prompt: str) -> list[str]:
+    "What a chat model is sent for each gene"
+    from scinterp.text.llm import _fill, _prompt
+    return [_fill(_prompt(prompt)['text'], f'{species} gene', gene) for gene in genes]
+
+# %% ../../nbs/text/15_cost.ipynb #d11f19e6
+def _free(model: str, texts) -> Estimate:
+    "The estimate for an encoder that runs on this machine"
     counts, repeated, how = _counted(texts, None, None, None); none = (0., 0.)
-    return Estimate(model, 'embed', len(counts), repeated, 0, tuple(map(int, counts.sum())), (0, 0), none, none, None, 0, how=how, limits='none: it runs on this machine')
+    return Estimate(model, 'embed', len(counts), repeated, 0, tuple(map(int, counts.sum())), (0, 0), none, none, None, 0, how=how,
+                    limits='none: it runs on this machine')

@@ -8,6 +8,7 @@ __all__ = ['POOLINGS', 'MODEL_FILES', 'PRECISIONS', 'LONG', 'MINILM_SHA256', 'EN
 
 # %% ../../nbs/text/20_encoders.ipynb #813b2002
 import json, os
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -85,15 +86,23 @@ def _loaded(folder: Path, name: str, revision: str, bf16: bool, device: str):
     "Tokenizer and model of a folder, loaded once; raises `ModelError` if it cannot be used"
     import torch
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
-    logging.disable_progress_bar(); safe = dict(trust_remote_code=False, local_files_only=True)
+    safe = dict(trust_remote_code=False, local_files_only=True)
     if not any(folder.glob('*.safetensors')): raise ModelError(f'{name} has no safetensors weights, and pickled ones are not opened: choose a revision that has them')
     try:
-        tokens = AutoTokenizer.from_pretrained(folder, **safe)
-        model, info = AutoModel.from_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32, use_safetensors=True, output_loading_info=True, **safe)
+        with _quiet():
+            tokens = AutoTokenizer.from_pretrained(folder, **safe)
+            model, info = AutoModel.from_pretrained(folder, dtype=torch.bfloat16 if bf16 else torch.float32, use_safetensors=True, output_loading_info=True, **safe)
     except Exception as e: raise ModelError(f'{name} cannot be loaded by transformers ({_first_line(e)}): download it again, or choose another model') from e
     _check_model(name, tokens, model, info); model.config.use_cache = False # nothing is generated
     return tokens, model.eval().to(device)
+
+@contextmanager
+def _quiet():
+    "No bars and warnings of transformers: what matters in them becomes an error below"
+    from transformers.utils import logging
+    before = logging.get_verbosity(); logging.disable_progress_bar(); logging.set_verbosity_error()
+    try: yield
+    finally: logging.set_verbosity(before)
 
 def _first_line(e: Exception) -> str: return (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip('.')[:200]
 
@@ -125,6 +134,8 @@ def _one_of(what: str, value, choices):
     return value
 
 # %% ../../nbs/text/20_encoders.ipynb #e3da0c18
+LONG = ('average', 'cut')
+
 class TransformerEncoder:
     "A transformer as an encoder; raises `InputError` for settings it cannot have, `ModelError` for a model that cannot be used"
     truncated = 0 # texts of the last call that were longer than `max_tokens`
@@ -147,7 +158,7 @@ class TransformerEncoder:
         self._pool_as(pooling, normalise, prompt); self._limit(max_tokens)
         self.weights = weights or folder_sha256(self.source)[:12]
 
-LONG = ('average', 'cut')
+
 
 # %% ../../nbs/text/20_encoders.ipynb #0575c055
 @patch

@@ -46,6 +46,7 @@ def _listed(schema: dict) -> dict:
     entry = dict(type='object', properties=dict(id=dict(type='string'), answer=schema), required=['id', 'answer'], additionalProperties=False)
     return dict(type='object', properties=dict(answers=dict(type='array', items=entry)), required=['answers'], additionalProperties=False)
 
+# %% ../../nbs/text/08_llm.ipynb #e0ae73d4
 def _wording(instruction: str, items: dict, schema: dict) -> str:
     "Prompt for several items: what to do, the data as JSON, the form of the answer"
     data = json.dumps([dict(id=k, data=v) for k, v in items.items()], ensure_ascii=False, indent=1)
@@ -55,14 +56,15 @@ def _wording(instruction: str, items: dict, schema: dict) -> str:
             f'where each answer fits this JSON schema: {form}')
 
 # %% ../../nbs/text/08_llm.ipynb #ec54567b
-_FENCE = re.compile(r'\s*```(?:json)?\s*\n(.*?)\n\s*```\s*', re.S)
-
 def _once(pairs):
     "A dict, if no key occurs twice"
     if len(dict(pairs)) < len(pairs): raise ValueError('a key occurs twice')
     return dict(pairs)
 
 def _no_constant(name): raise ValueError(f'{name} is not JSON')
+
+# %% ../../nbs/text/08_llm.ipynb #b2d4a13f
+_FENCE = re.compile(r'\s*```(?:json)?\s*\n(.*?)\n\s*```\s*', re.S)
 
 def _parse(text: str):
     "The JSON in `text`; raises `ValueError`"
@@ -74,9 +76,9 @@ def _sorted_out(text: str, ids, schema: dict) -> tuple[dict, list, str]: # answe
     "Answers in `text` that belong to `ids` and fit `schema`"
     from jsonschema import Draft202012Validator
     try: listed = _parse(text); entries = [(str(e['id']), e['answer']) for e in listed['answers']]
-    except (ValueError, TypeError, KeyError, RecursionError) as e: return {}, [], 'the answer is not the JSON that was asked for'
+    except (ValueError, TypeError, KeyError, RecursionError): return {}, [], 'the answer is not the JSON that was asked for'
     fits, by_id, wrong = Draft202012Validator(schema).is_valid, {}, set()
-    for id, answer in entries: wrong |= {id} if not fits(answer) or by_id.setdefault(id, answer) != answer else set()
+    for id, answer in entries: wrong |= {id} if answer in ('', None) or not fits(answer) or by_id.setdefault(id, answer) != answer else set()
     good = {id: by_id[id] for id in ids if id in by_id and id not in wrong}
     why = 'some answers do not fit the schema, or contradict each other' if wrong & set(ids) else 'some ids were not answered'
     return good, sorted({id for id, _ in entries} - set(ids)), why if len(good) < len(ids) else ''
@@ -85,26 +87,35 @@ def _sorted_out(text: str, ids, schema: dict) -> tuple[dict, list, str]: # answe
 class BudgetError(ModelError):
     "The next request could exceed the budget; what was paid for is on the tape"
 
+# %% ../../nbs/text/08_llm.ipynb #895341f9
 class _Purse:
     "Counts tokens in and out, and what they cost in the unit of the budget"
     def __init__(self, limit: float, rates: tuple, unit: str):
         self.limit, self.rates, self.unit = limit, rates, unit
-        self.spent, self.held, self.turn = 0., 0., threading.Condition()
+        self.spent, self.held, self.away, self.turn = 0., 0., 0, threading.Condition() # `away`: requests on their way
 
     def cost(self, tokens_in: int, tokens_out: int) -> float: return tokens_in*self.rates[0] + tokens_out*self.rates[1]
 
-    def hold(self, most: float):
-        "Set `most` aside; waits while requests on their way may give some back; raises `BudgetError` if it is not there"
-        with self.turn:
-            while self.spent + self.held + most > self.limit and self.held: self.turn.wait()
-            if self.spent + most > self.limit: raise BudgetError(
-                f'the budget of {self.limit:g} {self.unit} is nearly used: {self.spent:.6g} are spent and the next request may take {most:.6g}; '
-                'what was answered is on the tape, so the same call with a larger budget goes on from here')
-            self.held += most
+# %% ../../nbs/text/08_llm.ipynb #d518ca21
+@patch
+def hold(self: _Purse, most: float):
+    "Set `most` aside; waits while requests on their way may give some back; raises `BudgetError` if it is not there"
+    with self.turn:
+        while self.spent + self.held + most > self.limit and self.away: self.turn.wait()
+        if self.spent + most > self.limit: raise BudgetError(
+            f'the budget of {self.limit:g} {self.unit} is nearly used: {self.spent:.6g} are spent and the next request may take {most:.6g}; '
+            'what was answered is on the tape, so the same call with a larger budget goes on from here')
+        self.held += most; self.away += 1
 
-    def settle(self, most: float, spent: float):
-        "Give back what was set aside, and take what was spent"
-        with self.turn: self.held = max(0., self.held - most); self.spent += spent; self.turn.notify_all()
+@patch
+def settle(self: _Purse, spent: float,
+           most: float | None = None): # what `hold` had set aside for it; None for what was spent by an earlier run
+    "Take what was spent, and give back what was set aside"
+    with self.turn:
+        if most is not None: self.away -= 1; self.held = self.held - most if self.away else 0. # no rounding error may stay
+        self.spent += spent; self.turn.notify_all()
+
+
 
 # %% ../../nbs/text/08_llm.ipynb #f675fe27
 def _table_price(model: str) -> tuple[float, float]:
@@ -113,16 +124,23 @@ def _table_price(model: str) -> tuple[float, float]:
     entry = price(model)
     return entry['input']/1e6, entry['output']/1e6
 
+def _rates(price, model: str) -> tuple[float, float]:
+    "Money a token in and out; raises `InputError` if `price` does not know"
+    try: rates = tuple(map(float, price(model)))
+    except (KeyError, InputError) as e:
+        raise InputError(f"{e}; or pass price=lambda model: (money a token in, money a token out), or budget='200000 tokens'") from None
+    if len(rates) == 2 and all(0 <= r < float('inf') for r in rates): return rates
+    raise InputError(f'price({model!r}) gave {rates}: money for one token in and for one token out is wanted')
+
+# %% ../../nbs/text/08_llm.ipynb #c8ab7e49
 def _purse(budget, price, model: str) -> _Purse:
     "The purse for a budget; raises `InputError` if it cannot be understood, or the model has no price"
     if budget is None: return _Purse(float('inf'), (1, 1), 'tokens')
     tokens = re.fullmatch(r'\s*([\d_]+)\s*tokens\s*', budget) if isinstance(budget, str) else None
     if tokens: return _Purse(int(tokens[1]), (1, 1), 'tokens')
-    if isinstance(budget, (str, bool)) or not budget >= 0: raise InputError(f"the budget {budget!r} is not understood: give money as a number, or tokens as '200000 tokens'")
-    try: rates = tuple(map(float, (price or _table_price)(model)))
-    except (KeyError, InputError) as e: raise InputError(f"{e}; or pass price=lambda model: (money a token in, money a token out), or budget='200000 tokens'") from None
-    if len(rates) != 2 or not all(0 <= r < float('inf') for r in rates): raise InputError(f'price({model!r}) gave {rates}: money for one token in and for one token out is wanted')
-    return _Purse(float(budget), rates, 'USD')
+    if isinstance(budget, (str, bool)) or not budget >= 0:
+        raise InputError(f"the budget {budget!r} is not understood: give money as a number, or tokens as '200000 tokens'")
+    return _Purse(float(budget), _rates(price or _table_price, model), 'USD')
 
 # %% ../../nbs/text/08_llm.ipynb #71686e00
 _OPENAI = 'https://api.openai.com/v1'
@@ -131,14 +149,18 @@ _HERE = ('localhost', '127.0.0.1', '::1')
 def _address(base_url: str | None) -> str:
     "Address of the server, without what a url may hold of a password; raises `InputError` if it is none"
     url = (base_url or os.environ.get('OPENAI_BASE_URL') or _OPENAI).strip().rstrip('/'); parts = urlsplit(url)
-    if parts.scheme not in ('http', 'https') or not parts.hostname: raise InputError(f"{without_secrets(url)!r} is not an address of a server: it begins with http:// or https://")
-    if parts.username or parts.password or parts.query: raise InputError('a password or key in base_url would end up in logs: keys come from OPENAI_API_KEY')
+    if parts.scheme not in ('http', 'https') or not parts.hostname:
+        raise InputError(f'{without_secrets(url)!r} is not an address of a server: it begins with http:// or https://')
+    if parts.username or parts.password or parts.query:
+        raise InputError('a password or key in base_url would end up in logs: keys come from OPENAI_API_KEY')
     return url
 
+# %% ../../nbs/text/08_llm.ipynb #360440f2
 def _key(url: str) -> str:
     "The key for that server; 'none' where none is set, or where it would travel in the clear; raises `ModelError` if OpenAI's is missing"
     key, parts = os.environ.get('OPENAI_API_KEY', '').strip(), urlsplit(url)
-    if not key and parts.hostname == urlsplit(_OPENAI).hostname: raise ModelError('no key: set OPENAI_API_KEY in the environment, or pass base_url= of a server that needs none')
+    if not key and parts.hostname == urlsplit(_OPENAI).hostname:
+        raise ModelError('no key: set OPENAI_API_KEY in the environment, or pass base_url= of a server that needs none')
     return key if key and (parts.scheme == 'https' or parts.hostname in _HERE) else 'none'
 
 # %% ../../nbs/text/08_llm.ipynb #7dccb75d
@@ -164,50 +186,57 @@ class Chat:
         self.usage = dict(requests=0, answers=0, replayed=0, prompt_tokens=0, completion_tokens=0)
         self.dropped = [] # ids that were answered and not asked for
 
-    def __repr__(self): return f"Chat({self.model} at {urlsplit(self.base_url).hostname}, {self.usage['requests']} requests, {self.usage['replayed']} replayed, {self.tape!r})"
+# %% ../../nbs/text/08_llm.ipynb #8a273710
+@patch
+def __repr__(self: Chat):
+    requests, replayed = self.usage['requests'], self.usage['replayed']
+    return f'Chat({self.model} at {urlsplit(self.base_url).hostname}, {requests} requests, {replayed} replayed, {self.tape!r})'
 
-    @property
-    def spent(self) -> float: return self._purse.spent # money with a budget in money, tokens otherwise
+@patch(as_prop=True)
+def spent(self: Chat) -> float: return self._purse.spent
 
-    def _count(self, **more):
-        "Add to `usage`"
-        with self._lock:
-            for k, v in more.items(): self.usage[k] += v
+@patch
+def _count(self: Chat, **more):
+    "Add to `usage`"
+    with self._lock:
+        for k, v in more.items(): self.usage[k] += v
 
 # %% ../../nbs/text/08_llm.ipynb #50059076
 @patch
 def _request(self: Chat, prompt: str, schema: dict | None = None, attempt: int = 0) -> dict:
     "The request for a prompt, as it is kept on the tape"
     return dict(base_url=self.base_url, model=self.model, messages=[dict(role='user', content=prompt)], schema=schema,
-                temperature=self.temperature, seed=self.seed, max_tokens=self.max_tokens, attempt=attempt)
+                temperature=self.temperature, seed=self.seed, attempt=attempt)
 
+# %% ../../nbs/text/08_llm.ipynb #67baa1a2
 @patch
 def _body(self: Chat, request: dict) -> dict:
     "What is sent for it"
-    limit = 'max_completion_tokens' if self.base_url.startswith(_OPENAI) else 'max_tokens' # the old name is known to more servers
-    body = {'model': request['model'], 'messages': request['messages'], limit: request['max_tokens']}
+    limit = 'max_completion_tokens' if self.base_url.startswith(_OPENAI) else 'max_tokens'
+    body = {'model': request['model'], 'messages': request['messages'], limit: self.max_tokens}
     body |= {k: request[k] for k in ('temperature', 'seed') if request[k] is not None}
-    if request['schema'] and not self._plain: body['response_format'] = dict(type='json_schema', json_schema=dict(name='answers', strict=True, schema=request['schema']))
+    if request['schema'] and not self._plain:
+        body['response_format'] = dict(type='json_schema', json_schema=dict(name='answers', strict=True, schema=request['schema']))
     return body
 
-# %% ../../nbs/text/08_llm.ipynb #4d831436
-def _kept(response, most_in: int) -> dict: # content, refusal, finish_reason, model, fingerprint, usage
-    "The answer in a response; raises `_Again` if it is not one"
-    try: choice = response.choices[0]; said, refusal, end = choice.message.content, getattr(choice.message, 'refusal', None), getattr(choice, 'finish_reason', None)
-    except (AttributeError, IndexError, TypeError): raise _Again('the server sent something that is not a chat answer', charged=True) from None
-    if not isinstance(said, (str, type(None))) or not isinstance(refusal, (str, type(None))): raise _Again('the server sent an answer that is not text', charged=True)
-    counts = [getattr(getattr(response, 'usage', None), k, None) for k in ('prompt_tokens', 'completion_tokens')]
-    usage = [c if isinstance(c, int) and c >= 0 else bound for c, bound in zip(counts, (most_in, len((said or '').encode())))]
-    return dict(content=said, refusal=refusal, finish_reason=end, model=getattr(response, 'model', None),
-                fingerprint=getattr(response, 'system_fingerprint', None), usage=dict(zip(('prompt_tokens', 'completion_tokens'), usage)))
-
+# %% ../../nbs/text/08_llm.ipynb #1311610e
 class _Again(Exception):
     "A fault that may pass; `wait`: seconds the server asked for; `charged`: the model may have answered"
     def __init__(self, reason: str, wait: float | None = None, charged: bool = False): super().__init__(reason); self.wait, self.charged = wait, charged
 
-# %% ../../nbs/text/08_llm.ipynb #814bc5db
-_BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+# %% ../../nbs/text/08_llm.ipynb #4d831436
+def _kept(response, most_in: int) -> dict: # content, refusal, finish_reason, model, fingerprint, usage
+    "The answer in a response; raises `_Again` if it is not one"
+    try: choice = response.choices[0]; said, refusal = choice.message.content, getattr(choice.message, 'refusal', None)
+    except (AttributeError, IndexError, TypeError): raise _Again('the server sent something that is not a chat answer', charged=True) from None
+    for text in (said, refusal):
+        if text is not None and not isinstance(text, str): raise _Again('the server sent an answer that is not text', charged=True)
+    counts = [getattr(getattr(response, 'usage', None), k, None) for k in ('prompt_tokens', 'completion_tokens')]
+    usage = [c if isinstance(c, int) and c >= 0 else bound for c, bound in zip(counts, (most_in, len((said or '').encode())))]
+    return dict(content=said, refusal=refusal, finish_reason=getattr(choice, 'finish_reason', None), model=getattr(response, 'model', None),
+                fingerprint=getattr(response, 'system_fingerprint', None), usage=dict(zip(('prompt_tokens', 'completion_tokens'), usage)))
 
+# %% ../../nbs/text/08_llm.ipynb #814bc5db
 @patch
 def _client(self: Chat):
     "The client of the openai library, made once; it does not retry, as we do"
@@ -217,22 +246,24 @@ def _client(self: Chat):
             self._made = OpenAI(api_key=_key(self.base_url), base_url=self.base_url, timeout=self.timeout, max_retries=0)
     return self._made
 
-@patch
-def _try(self: Chat, request: dict) -> dict: # answer
-    "Send a request once; raises `_Again`, or `ModelError` for what another try will not change"
-    import openai
-    client, body, fault = self._client(), self._body(request), None; self._count(requests=1)
-    try: return _kept(client.chat.completions.create(**body), _most_in(request))
-    except openai.APIStatusError as e: fault = self._status_fault(e, 'response_format' in body)
-    except openai.APIConnectionError as e: fault = self._line_fault(e)
-    except (openai.OpenAIError, ValueError) as e: fault = _Again(f'the answer could not be read ({type(e).__name__})', charged=True)
-    raise fault # outside of `except`, so that nothing is attached
-
 def _most_in(request: dict) -> int:
     "More tokens than the request can have: its bytes"
     return len(json.dumps([request['messages'], request['schema']], ensure_ascii=False).encode()) + 32
 
 # %% ../../nbs/text/08_llm.ipynb #9715e721
+@patch
+def _try(self: Chat, request: dict) -> dict: # answer
+    "Send a request once; raises `_Again`, or `ModelError` for what another try will not change"
+    import openai
+    client, body, fault = self._client(), self._body(request), None; self._count(requests=1)
+    try: return _kept(client.chat.completions.create(**body), _most_in(request)) | dict(max_tokens=self.max_tokens)
+    except openai.APIStatusError as e: fault = self._status_fault(e, 'response_format' in body)
+    except openai.APIConnectionError as e: fault = self._line_fault(e)
+    except (openai.OpenAIError, ValueError) as e: fault = _Again(f'the answer could not be read ({type(e).__name__})', charged=True)
+    if fault: raise fault # outside of `except`, so that nothing is attached
+    return self._try(request) # in words
+
+# %% ../../nbs/text/08_llm.ipynb #25c9d239
 @patch
 def _line_fault(self: Chat, error) -> _Again:
     "What to make of a line that broke or stayed silent; a model that was never reached cannot have charged"
@@ -240,11 +271,15 @@ def _line_fault(self: Chat, error) -> _Again:
     why = 'there was no connection' if unreached else f'no answer for {self.timeout:g} s' if 'Timeout' in cause else f'the connection broke ({cause})'
     return _Again(why, charged=not unreached)
 
+# %% ../../nbs/text/08_llm.ipynb #07346527
+_BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+
 @patch
-def _status_fault(self: Chat, error, with_schema: bool) -> Exception:
-    "What to make of an error that the server sent"
+def _status_fault(self: Chat, error, with_schema: bool) -> Exception | None:
+    "What to make of an error that the server sent; None if it is to be asked without a schema"
     code, said, headers = error.status_code, without_secrets(str(getattr(error, 'message', error)))[:300], error.response.headers
-    if code == 400 and with_schema and re.search('response_format|json_schema', said): self._plain = True; return _Again('the server knows no JSON schemas', wait=0)
+    if code == 400 and with_schema and re.search('response_format|json_schema', said):
+        self._plain = True; return None
     if code == 429 and 'insufficient_quota' in said + str(error.code): return ModelError(f'the account for {self.model} has no credit left: {said}')
     if code in _BUSY: return _Again(f'HTTP {code}: {said}', _retry_after(headers.get('Retry-After')))
     if code in (401, 403): return ModelError(f'the server did not accept the key (HTTP {code}): check OPENAI_API_KEY, and that it may use {self.model}')
@@ -259,6 +294,23 @@ def _wait(fault: _Again, tries: int) -> float:
     if fault.wait > _LONGEST_WAIT: raise ModelError(f'{fault}; the server asks to wait {fault.wait:.0f} s: go on later, what was answered is on the tape')
     return fault.wait
 
+# %% ../../nbs/text/08_llm.ipynb #f96de2e0
+@patch
+def _paid(self: Chat, request: dict) -> dict:
+    "One try, within the budget"
+    cost = self._purse.cost; most = cost(_most_in(request), self.max_tokens); spent = 0.
+    self._purse.hold(most)
+    try: answer = self._try(request); spent = cost(**_tokens(answer))
+    except _Again as e: spent = most if e.charged else 0.; raise
+    finally: self._purse.settle(spent, most)
+    self._count(answers=1, **answer['usage'])
+    return answer
+
+def _tokens(answer: dict) -> dict:
+    "Tokens of an answer, as arguments of `_Purse.cost`"
+    return dict(tokens_in=answer['usage']['prompt_tokens'], tokens_out=answer['usage']['completion_tokens'])
+
+# %% ../../nbs/text/08_llm.ipynb #4bc8fbae
 @patch
 def send(self: Chat, request: dict) -> dict: # content, refusal, finish_reason, model, fingerprint, usage
     "Ask the server, past the tape; raises `ModelError` after `retries` more tries, `BudgetError` before a request that could cost too much"
@@ -271,21 +323,6 @@ def send(self: Chat, request: dict) -> dict: # content, refusal, finish_reason, 
         if self._off.is_set(): raise ModelError('called off')
     raise ModelError(f'{self.model} did not answer in {tries} tries, the last: {fault}; what was answered is on the tape, so the same call goes on from here')
 
-@patch
-def _paid(self: Chat, request: dict) -> dict:
-    "One try, within the budget"
-    cost = self._purse.cost; most = cost(_most_in(request), request['max_tokens']); spent = 0.
-    self._purse.hold(most)
-    try: answer = self._try(request); spent = cost(**_tokens(answer))
-    except _Again as e: spent = most if e.charged else 0.; raise
-    finally: self._purse.settle(most, spent)
-    self._count(answers=1, **answer['usage'])
-    return answer
-
-def _tokens(answer: dict) -> dict:
-    "Tokens of an answer, as arguments of `_Purse.cost`"
-    return dict(tokens_in=answer['usage']['prompt_tokens'], tokens_out=answer['usage']['completion_tokens'])
-
 # %% ../../nbs/text/08_llm.ipynb #bcf5a3f7
 @patch
 def _exchange(self: Chat, request: dict) -> tuple[dict, bool]: # answer, whether it was asked just now
@@ -293,7 +330,7 @@ def _exchange(self: Chat, request: dict) -> tuple[dict, bool]: # answer, whether
     new = []
     def ask(request): new.append(self.send(request)); return new[0], new[0]['usage']
     answer = self.tape.exchange(request, ask)
-    if not new: self._count(replayed=1); self._purse.settle(0, self._purse.cost(**_tokens(answer)))
+    if not new: self._count(replayed=1); self._purse.settle(self._purse.cost(**_tokens(answer)))
     return answer, bool(new)
 
 # %% ../../nbs/text/08_llm.ipynb #ae10eba8
@@ -314,10 +351,12 @@ def _fault(answer: dict) -> str:
     if answer['finish_reason'] == 'length': return 'the answer was cut: raise max_tokens'
     return '' if (answer['content'] or '').strip() else 'the answer is empty'
 
+# %% ../../nbs/text/08_llm.ipynb #ae00bb0a
 @patch
-def _may_ask(self: Chat, request: dict) -> bool:
+def _goes_on(self: Chat, request: dict, new: bool) -> bool: # `new`: whether another new question is allowed
     "Whether a request is on the tape, or can be made"
-    return (self.tape.mode != 'replay' and not offline()) or self.tape.entry(self.tape.key(request)) is not None
+    if self.tape.mode != 'refresh' and self.tape.entry(self.tape.key(request)): return True
+    return new and self.tape.mode != 'replay' and not offline()
 
 # %% ../../nbs/text/08_llm.ipynb #eec925cd
 @patch
@@ -328,9 +367,22 @@ def _walk(self: Chat, ids: list, wording, # `wording(ids)` is the prompt for the
     while True:
         request = self._request(wording(ids), schema, attempt); answer, asked = self._exchange(request)
         why = _fault(answer); got, why = ({}, why) if why else read(answer['content'], ids)
+        if answer['finish_reason'] == 'length' and len(ids) > 1: return self._halves(found, ids, wording, schema, read, tries)
+        again = answer['finish_reason'] != 'length' or answer['max_tokens'] < self.max_tokens # else it would be cut again
         found |= {id: (got[id], self.tape.key(request)) for id in got}; ids = [id for id in ids if id not in got]
         new, attempt = new + asked, 0 if got else attempt + 1
-        if not ids or new >= tries or not self._may_ask(self._request(wording(ids), schema, attempt)): return found, dict.fromkeys(ids, why)
+        if not ids or not self._goes_on(self._request(wording(ids), schema, attempt), again and new < tries): return found, dict.fromkeys(ids, why)
+
+@patch
+def _halves(self: Chat, found: dict, ids: list, *how) -> tuple[dict, dict]:
+    "`_walk` over the first half of `ids` and over the second"
+    (one, lost), (other, more) = (self._walk(part, *how) for part in (ids[:len(ids)//2], ids[len(ids)//2:]))
+    return found | one | other, lost | more
+
+# %% ../../nbs/text/08_llm.ipynb #aace7322
+def _some(missing: dict, n: int = 10) -> str:
+    "The first of what is missing, with the reason"
+    return ', '.join(f'{id} ({why})' for id, why in [*missing.items()][:n]) + (f' and {len(missing) - n} more' if len(missing) > n else '')
 
 # %% ../../nbs/text/08_llm.ipynb #3e5be36d
 @patch
@@ -339,12 +391,9 @@ def _collect(self: Chat, parts: list, wording, schema, read, tries: int, progres
     if tries < 1: raise InputError(f'tries is {tries}: one at least')
     found, missing = {}, {}
     for got, lost in self._all(lambda ids: self._walk(ids, wording, schema, read, tries), parts, progress): found |= got; missing |= lost
-    if missing: raise ModelError(f'{self.model} gave no usable answer for {len(missing)}: {_some(missing)}; all other answers are on the tape, so the same call asks only for these')
-    return found
-
-def _some(missing: dict, n: int = 10) -> str:
-    "The first of what is missing, with the reason"
-    return ', '.join(f'{id} ({why})' for id, why in [*missing.items()][:n]) + (f' and {len(missing) - n} more' if len(missing) > n else '')
+    if not missing: return found
+    raise ModelError(f'{self.model} gave no usable answer for {len(missing)}: {_some(missing)}; '
+                     'all other answers are on the tape, so the same call asks only for these')
 
 # %% ../../nbs/text/08_llm.ipynb #b46df7d2
 @patch
@@ -352,6 +401,7 @@ def _tell(self: Chat, prompts: dict, tries: int, progress: bool) -> dict: # {id:
     "`tell`, with the key of each exchange"
     return self._collect([[id] for id in prompts], lambda ids: prompts[ids[0]], None, lambda text, ids: ({ids[0]: text.strip()}, ''), tries, progress)
 
+# %% ../../nbs/text/08_llm.ipynb #b3ea0402
 @patch
 def tell(self: Chat, prompts: dict, # id: prompt
          tries: int = 3, progress: bool = False) -> dict: # id: text
@@ -359,6 +409,20 @@ def tell(self: Chat, prompts: dict, # id: prompt
     return {id: text for id, (text, _) in self._tell(prompts, tries, progress).items()}
 
 # %% ../../nbs/text/08_llm.ipynb #ec17b759
+def _by_text(items: dict) -> dict:
+    "`items` with ids as text; raises `InputError` if two become one, or one cannot be sent"
+    named = {check_name(str(id)): item for id, item in items.items()}
+    if len(named) < len(items): raise InputError('two ids are the same when written as text: rename one')
+    return named
+
+# %% ../../nbs/text/08_llm.ipynb #a683500e
+@patch
+def _drop(self: Chat, extra: list):
+    "Note ids that were answered and not asked for, and say so"
+    self.dropped += extra
+    if extra: warnings.warn(f"{self.model} also answered for {len(extra)} ids that were not asked for, which was dropped: {', '.join(map(repr, extra[:5]))}")
+
+# %% ../../nbs/text/08_llm.ipynb #df0f3c31
 @patch
 def _ask(self: Chat, items: dict, schema: dict, instruction: str, batch: int, tries: int, progress: bool) -> dict: # {id: (answer, key)}
     "`ask`, with the key of each exchange"
@@ -368,18 +432,6 @@ def _ask(self: Chat, items: dict, schema: dict, instruction: str, batch: int, tr
     parts = [ids[i:i + batch] for i in range(0, len(ids), batch)]
     try: return self._collect(parts, wording, _listed(schema), read, tries, progress)
     finally: self._drop(sorted(extra - set(ids)))
-
-@patch
-def _drop(self: Chat, extra: list):
-    "Note ids that were answered and not asked for, and say so"
-    self.dropped += extra
-    if extra: warnings.warn(f"{self.model} also answered for {len(extra)} ids that were not asked for, which was dropped: {', '.join(map(repr, extra[:5]))}")
-
-def _by_text(items: dict) -> dict:
-    "`items` with ids as text; raises `InputError` if two become one, or one cannot be sent"
-    named = {check_name(str(id)): item for id, item in items.items()}
-    if len(named) < len(items): raise InputError('two ids are the same when written as text: rename one')
-    return named
 
 # %% ../../nbs/text/08_llm.ipynb #8ef3a3c1
 @patch
@@ -394,6 +446,11 @@ def ask(self: Chat, items: dict, # id: text, or any JSON value
     return {id: found[str(id)][0] for id in items}
 
 # %% ../../nbs/text/08_llm.ipynb #c369ece0
+def _fill(text: str, noun: str, name: str = '') -> str:
+    "The prompt for a noun and a name; the name as a JSON string"
+    return text.replace('{noun}', noun).replace('{name}', json.dumps(name, ensure_ascii=False))
+
+# %% ../../nbs/text/08_llm.ipynb #59ca6c17
 NOUNS = ('gene', 'cell type', 'disease', 'drug', 'protein')
 
 def describe_names(names, # genes, cell types, ...; each is asked for once
@@ -404,14 +461,10 @@ def describe_names(names, # genes, cell types, ...; each is asked for once
                    tries: int = 3, progress: bool = False) -> pd.DataFrame: # symbol, text, model, prompt, sha (of the exchange on the tape)
     "What a chat model writes about each name; raises `InputError` for a name that cannot be sent, `ModelError` naming those without a text"
     names = list(dict.fromkeys(map(check_name, names))); words = _prompt(prompt)
-    if noun not in NOUNS and noun.split()[-1] != 'gene': raise InputError(f"no prompt asks about a {noun!r}: choose one of {', '.join(NOUNS)}")
+    if noun not in NOUNS and not noun.endswith(' gene'): raise InputError(f"no prompt asks about a {noun!r}: choose one of {', '.join(NOUNS)}")
     if batch == 1: found = chat._tell({name: _fill(words['text'], noun, name) for name in names}, tries, progress)
-    else: found = chat._ask({name: name for name in names}, dict(type='string', minLength=1), _fill(words['each'], noun), batch, tries, progress)
+    else: found = chat._ask({name: name for name in names}, dict(type='string'), _fill(words['each'], noun), batch, tries, progress)
     return pd.DataFrame([(name, found[name][0], chat.model, prompt, found[name][1]) for name in names], columns=['symbol', 'text', 'model', 'prompt', 'sha'])
-
-def _fill(text: str, noun: str, name: str = '') -> str:
-    "The prompt for a noun and a name; the name as a JSON string"
-    return text.replace('{noun}', noun).replace('{name}', json.dumps(name, ensure_ascii=False))
 
 # %% ../../nbs/text/08_llm.ipynb #075c2e8c
 def describe_genes(symbols, # gene symbols; each is asked for once

@@ -124,9 +124,9 @@ def fetch_summaries(refresh: bool = False, # download again what is there alread
         by_hand = path.is_file(); fetch(path.name, list(urls), folder=path.parent, progress=progress)
         try: return _keep(path, urls)['genes']
         except DataError as e:
+            path.with_name(f'{path.name}.sha256').unlink(missing_ok=True) # the hash of a bad file binds nobody
             if by_hand: raise DataError(f'{e}, and put it in place of {path}') from e
-            for bad in (path, path.with_name(f'{path.name}.sha256')): bad.unlink(missing_ok=True)
-            raise
+            path.unlink(missing_ok=True); raise
 
 # %% ../../nbs/text/09_ncbi.ipynb #6feb836d
 def summaries_source(species: str) -> tuple[str, str, int]: # source, path of the file, time it was written (ns)

@@ -24,6 +24,7 @@ _LIKE = re.compile(r'\b(?:sk-|org-|proj_)(?=[\w-]{16})(?=[A-Za-z_-]*\d)[\w-]+') 
 
 def without_secrets(text: str) -> str:
     "`text` with keys, organisation and project ids replaced by [removed]"
+    if len(text) < 8: return text
     for value in filter(None, map(os.environ.get, _OWN)):
         if len(value) >= 8: text = text.replace(value, '[removed]') # 'none' is a common key of local servers, and a word
     return _LIKE.sub('[removed]', text)
@@ -39,7 +40,8 @@ def _clean(value):
     return value
 
 # %% ../../nbs/text/05_tape.ipynb #4a77984f
-_SECRET = {'authorization', 'apikey', 'xapikey', 'organization', 'openaiorganization', 'project', 'openaiproject', 'cookie', 'setcookie', 'headers', 'extraheaders'}
+_SECRET = {'authorization', 'apikey', 'xapikey', 'organization', 'openaiorganization', 'project', 'openaiproject',
+           'cookie', 'setcookie', 'headers', 'extraheaders'}
 
 def _without_fields(fields: dict) -> dict:
     "`fields` without those that are named like a secret, cleaned"
@@ -57,7 +59,7 @@ class Tape:
         self.damaged = set() # keys of entries that were found altered, and not used
         if self.path.is_file(): raise InputError(f'{self.path.name} is a file, and a tape is a folder: choose another name')
 
-    def keys(self) -> list[str]: return sorted(p.stem for p in self.path.glob('??/*.json'))
+    def keys(self) -> list[str]: return sorted(p.stem for p in self.path.glob('??/[!.]*.json')) # not what a killed process left half written
     def __len__(self): return len(self.keys())
     def __bool__(self): return True # an empty tape is a tape
     def __repr__(self): return f'Tape({self.path.name}: {len(self)} exchanges, {self.mode})'
@@ -87,6 +89,13 @@ def put(self: Tape, request: dict, answer, # any JSON value but None
     return key
 
 # %% ../../nbs/text/05_tape.ipynb #24695bfb
+def _intact(entry, key: str) -> bool:
+    "Whether an entry is whole, unaltered, and in its place"
+    if not isinstance(entry, dict) or set(entry) != {'request', 'answer', 'meta', 'sha256'}: return False
+    try: return digest({k: v for k, v in entry.items() if k != 'sha256'}) == entry['sha256'] and digest(entry['request']) == key
+    except (ValueError, RecursionError): return False
+
+# %% ../../nbs/text/05_tape.ipynb #81bfd11d
 @patch
 def entry(self: Tape, key: str) -> dict | None: # request, answer, meta, sha256
     "The intact entry of that key, or None"
@@ -95,12 +104,6 @@ def entry(self: Tape, key: str) -> dict | None: # request, answer, meta, sha256
     except (OSError, ValueError, RecursionError): entry = None
     if _intact(entry, key): return entry
     self.damaged.add(key)
-
-def _intact(entry, key: str) -> bool:
-    "Whether an entry is whole, unaltered, and in its place"
-    if not isinstance(entry, dict) or set(entry) != {'request', 'answer', 'meta', 'sha256'}: return False
-    try: return digest({k: v for k, v in entry.items() if k != 'sha256'}) == entry['sha256'] and digest(entry['request']) == key
-    except (ValueError, RecursionError): return False
 
 # %% ../../nbs/text/05_tape.ipynb #759a2280
 @patch
