@@ -71,11 +71,13 @@ def size(cache):
     return _shards(vector_folder(Letters()))[0].stat().st_size
 
 
+@pytest.mark.slow(5)
 def test_cut_at_every_byte(cache):
     for n in range(size(cache)):
         assert damaged(lambda content: content[:n]) == len(TEXTS), n
 
 
+@pytest.mark.slow(5)
 def test_every_byte_altered(cache):
     for n in range(size(cache)):
         assert damaged(lambda content: content[:n] + bytes([content[n] ^ 0x41]) + content[n + 1:]) == len(TEXTS), n
@@ -99,8 +101,8 @@ def test_two_processes_embed_no_text_twice(cache, tmp_path):
 
 def test_a_killed_builder_loses_one_batch(cache, tmp_path):
     log = tmp_path / "log"
-    builder = start(cache, log, 0.3, 0, 40)
-    folder = next(iter([vector_folder(type("Slow", (), {"name": "slow", "revision": "1"}))]))
+    builder = start(cache, log, 1, 0, 40)
+    folder = vector_folder(type("Slow", (), {"name": "slow", "revision": "1"}))
     for _ in range(600):
         if len(_shards(folder)) >= 2:
             break
