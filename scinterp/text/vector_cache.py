@@ -81,7 +81,8 @@ def _kept(folder: Path, keys: list) -> tuple[np.ndarray | None, np.ndarray]: # v
 # %% ../../nbs/text/27_vector_cache.ipynb #1e6276ad
 def _checked(vectors, n: int, encoder) -> np.ndarray:
     "An encoder's answer as float32; raises `ModelError` unless it is one finite row a text"
-    vectors = np.asarray(vectors, np.float32)
+    try: vectors = np.asarray(vectors, np.float32)
+    except (TypeError, ValueError): raise ModelError(f'{encoder.name} gave {type(vectors).__name__} and no vectors: for a dry run, call the encoder by itself') from None
     if vectors.ndim != 2 or len(vectors) != n: raise ModelError(f'{encoder.name} gave an array of shape {vectors.shape} for {n} texts: one row each is needed')
     if not np.isfinite(vectors).all(): raise ModelError(f'{encoder.name} gave NaN or infinite values: nothing was kept; check the encoder')
     return np.ascontiguousarray(vectors)
