@@ -1,7 +1,9 @@
 """What `scinterp doctor` says of real files, of bad ones, and of ones made wrong on purpose."""
 import json
+from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from conftest import ROOT
 from scipy import sparse
 
 from scinterp.cells.datasets import load
+from scinterp.cells.normalise import log_normalised
 from scinterp.cells.preflight import preflight
 from scinterp.core import DataError
 from scinterp.run.cli import main
@@ -88,7 +91,7 @@ def no_log(a):
     sc.pp.normalize_total(a, target_sum=1e4)
 
 
-@pytest.mark.parametrize("change,state,level", [(lambda a: None, "counts", "ok"), (log2, "log2p1-cpm", "note"), (default_total, "log1p-cp", "note"),
+@pytest.mark.parametrize("change,state,level", [(lambda a: None, "counts", "ok"), (log2, "log2p1-cpm", "note"), (default_total, "log1p-cp50", "note"),
                                                 (no_log, "cp10k", "note"), (scaled, "scaled", "problem")])
 def test_states_of_scanpy(change, state, level):
     made = cells()
@@ -118,7 +121,7 @@ def test_genes_chosen_after_normalising_show_their_logarithm():
 
 
 def test_a_stated_state_that_the_values_deny():
-    with pytest.raises(DataError, match="stated to be log1p-cp10k, but its values are counts"):
+    with pytest.raises(DataError, match="X cannot be log1p-cp10k: its values are whole numbers"):
         preflight(cells(), state="log1p-cp10k")
 
 
@@ -154,7 +157,7 @@ def bad_files(folder):
         made.obs["cell_type"] = pd.Categorical(pd.Series(np.resize(np.array(labels, dtype=object), made.n_obs)))
         made.write_h5ad(folder / f"{name}.h5ad")
     return {"truncated": "cannot be read as .h5ad", "text": "cannot be read as .h5ad", "empty": "cannot be read as .h5ad", "missing": "not a file", "nocells": "no cells", "onegene": "1 gene",
-            "noX": "no expression", "nan": "NaN", "nolabels": "is empty for every cell", "oneclass": "one type only", "somenan": "have no 'cell_type'"}
+            "noX": "no expression", "nan": "missing (NaN)", "nolabels": "is empty for every cell", "oneclass": "one type only", "somenan": "have no 'cell_type'"}
 
 
 @pytest.mark.slow(20)
@@ -187,3 +190,80 @@ def test_doctor_of_the_machine(scinterp):
     done = scinterp("doctor", "--json")
     checks = {f["check"] for f in json.loads(done.stdout)}
     assert done.returncode == 0 and {"packages", "device", "text model", "gene names", "cache"} <= checks
+
+
+# what a reviewer's files taught
+
+
+def damaged(path, change):
+    "A file of real genes in which one thing is changed under anndata's nose"
+    cells(X=sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (300, 50)).astype(np.float32))).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path
+
+
+@pytest.mark.parametrize("change", [lambda f: f["X/indices"].__setitem__(0, 10**8), lambda f: f["X/indices"].__setitem__(0, -5), lambda f: f["X/indptr"].__setitem__(5, 10**9),
+                                    lambda f: f["X"].attrs.__setitem__("shape", [300, 7]), lambda f: f["var"].attrs.__delitem__("_index")],
+                         ids=["far", "negative", "indptr", "shape", "var"])
+def test_a_damaged_file_is_one_sentence(tmp_path, change):
+    with pytest.raises(DataError, match="damaged"):
+        preflight(damaged(tmp_path / "cells.h5ad", change))
+
+
+def test_annotations_of_old_files_are_read():
+    old = Path(sc.__file__).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
+    report = preflight(old, strict=False)
+    assert report.n_cells == 700 and report.species == "human" and report.states["X"] == "scaled"
+
+
+def test_logarithms_of_unscaled_counts_are_not_taken_for_scaled_ones():
+    made = cells(genes=GENES[:400], n=60)
+    made.X = made.X * 50
+    made.X.data = np.log1p(made.X.data)
+    assert preflight(made).state == "log1p-counts"
+    some = made[:, :300].copy()
+    some.X = (some.X * 0.999).tocsr()  # no longer whole, and far above 10,000 a cell
+    with pytest.raises(DataError, match="cannot be log1p-cp10k: its cells add up to as much as"):
+        preflight(some, state="log1p-cp10k")
+
+
+def test_negative_values_deny_counts():
+    made = cells()
+    sc.pp.scale(made)
+    with pytest.raises(DataError, match="cannot be counts: it has negative values"):
+        preflight(made, state="counts")
+
+
+def test_a_stale_note_is_passed_over():
+    made = cells()
+    made.uns["scinterp_source"] = {"state": "counts", "species": "human"}
+    sc.pp.normalize_total(made, target_sum=1e4)
+    sc.pp.log1p(made)
+    report = preflight(made)
+    assert report.state == "log1p-cp10k" and "not counts as the file notes" in str(report)
+    assert abs(log_normalised(made) - sparse.csr_matrix(made.X)).max() < 1e-5
+    sc.pp.scale(made)
+    with pytest.raises(DataError, match="the state of X is scaled"):
+        log_normalised(made)
+
+
+def test_masks_and_rounded_values_are_noticed():
+    made = cells(layers={"aaa_mask": sparse.csr_matrix((40, 50), dtype=bool), "counts": sparse.csr_matrix(np.full((40, 50), 2.0))})
+    made.X = made.X.sqrt()
+    report = preflight(made, strict=False)
+    assert report.states["aaa_mask"] == "binary" and report.findings[-2].arguments == {"layer": "counts"}
+    made.X = (made.layers["counts"] > 0).astype(np.float32)
+    assert "only 0 and 1" in str(preflight(made))
+
+
+def test_names_that_are_commands_to_a_terminal_are_written_out():
+    made = cells()
+    made.var_names = ["\x1b[31mCD3D", *made.var_names[1:]]
+    assert "\x1b" not in str(preflight(made, strict=False))
+
+
+def test_backed_cells_are_not_normalised_by_accident(tmp_path):
+    cells().write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(DataError, match="to_memory"):
+        log_normalised(ad.read_h5ad(tmp_path / "cells.h5ad", backed="r"))

@@ -23,7 +23,9 @@ from .downloads import fetch
 from .files import FORMATS, read_cells, read_obs
 from .identifiers import SPECIES
 from .labels import label_problem
-from .normalise import parse_state
+from .matrices import scan
+from .normalise import denial, parse_state
+from .preflight import stated_species
 from .splits import GROUP_KINDS, Split, cells_sha256, group_names, make_split, read_split, save_split
 from ..core import DataError, InputError, atomic_path, cache_dir, digest, file_sha256, shipped, write_json
 
@@ -216,20 +218,14 @@ def _lock(path: Path) -> dict:
     lock = path.with_suffix('.lock.json')
     return json.loads(lock.read_text()) if lock.is_file() else {}
 
-# %% ../../nbs/cells/50_datasets.ipynb #cca058ad
-def _own_species(adata: AnnData) -> str:
-    "The species a file states itself in obs['species'], or ''"
-    stated = adata.obs['species'].astype(str).unique() if 'species' in adata.obs else []
-    return stated[0] if len(stated) == 1 and stated[0] in SPECIES else ''
-
 # %% ../../nbs/cells/50_datasets.ipynb #bf6a8ef8
 def _source(adata: AnnData, name: str, entry: dict, species: str | None, state: str | None, layer: str | None) -> dict:
     "What `load` writes beside the cells: name, registered, state, species, and columns that group them"
     if species and species not in SPECIES: raise DataError(f"species must be one of {', '.join(SPECIES)}, not {species!r}: pass species=")
-    if state: parse_state(state)
+    if state and not adata.isbacked and (why_not := denial(state, scan(adata.X), adata.X)): raise DataError(f'X cannot be {state}: {why_not}; pass another state=, or none')
     told = state or ('' if layer else entry.get('state', ''))
     groups = {k: entry[k] for k in ('batch', 'donor', 'condition') if entry.get(k) in adata.obs}
-    return dict(name=name, registered=bool(entry), state=told, species=species or entry.get('species') or _own_species(adata), **groups)
+    return dict(name=name, registered=bool(entry), state=told, species=species or entry.get('species') or stated_species(adata.obs), **groups)
 
 # %% ../../nbs/cells/50_datasets.ipynb #5f72e929
 def _keep_counts(adata: AnnData):
@@ -272,7 +268,7 @@ def _size_of(path: Path) -> dict:
     "Title, species, and numbers of cells and types, as far as the file states them; without reading the matrix"
     try: obs = read_obs(path)
     except DataError: return dict(title='a file of SCINTERP_DATA that cannot be read')
-    return dict(title='a file of SCINTERP_DATA', species=_own_species(AnnData(obs=obs)), cells=len(obs), types=obs['cell_type'].nunique() if 'cell_type' in obs else '')
+    return dict(title='a file of SCINTERP_DATA', species=stated_species(obs), cells=len(obs), types=obs['cell_type'].nunique() if 'cell_type' in obs else '')
 
 # %% ../../nbs/cells/50_datasets.ipynb #a5e3a356
 def table() -> pd.DataFrame: # index: name

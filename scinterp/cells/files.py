@@ -36,7 +36,7 @@ def read_cells(path, # an `.h5ad` file
                backed: bool = False # leave X on disk
               ) -> AnnData:
     "Read an `.h5ad` file; raises `DataError` if it is missing, truncated or something else"
-    path = Path(path); check_format(path)
+    path = Path(path).expanduser(); check_format(path)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='.*names are not unique'); warnings.simplefilter('ignore', FutureWarning)
@@ -47,7 +47,7 @@ def read_cells(path, # an `.h5ad` file
 def read_obs(path # an `.h5ad` file
             ) -> pd.DataFrame:
     "Annotations of the cells of an `.h5ad` file, nothing else being read; raises `DataError` as `read_cells` does"
-    path = Path(path); check_format(path)
+    path = Path(path).expanduser(); check_format(path)
     try:
         with h5py.File(path) as file: return ad.io.read_elem(file['obs'])
     except Exception as e: raise DataError(f'{path.name} cannot be read as .h5ad ({type(e).__name__}): it may be truncated or of another format') from e

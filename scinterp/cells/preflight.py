@@ -345,6 +345,7 @@ def _examine(parts: _Contents, name: str, species, label_key, layer, gene_key, s
     matrix = _matrix(parts, layer); genes = _names_of(parts, matrix, gene_key); s = scan(parts.matrices[matrix])
     stated = parts.source.get('species') or stated_species(parts.obs)
     species, about_species = _check_species(genes, species or '', stated, pd.DataFrame() if gene_key else parts.names(matrix))
+    if not species and guess_species(parts.obs.index[:20_000]): about_species = Finding('species', 'problem', 'the cells are named like genes: rows and columns seem to be swapped', 'transpose: adata = adata.T')
     broken = s.n_nan + s.n_infinite > 0 or not s.cell_genes.any()
     state, states, about_state = ('unknown', {matrix: 'broken'}, []) if broken else _about_state(parts, matrix, s, state, layer)
     table, about_genes = _about_genes(parts, matrix, genes, s, state, species, gene_key); known = table.symbol != ''

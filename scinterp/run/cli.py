@@ -69,9 +69,9 @@ def _demo(folder: Path, splits: int, profile: str):
 @app.command()
 def doctor(file: Annotated[Path | None, typer.Argument(help='An .h5ad file to look at; without one, the machine is looked at.')] = None,
            species: Annotated[str | None, typer.Option(help="'human' or 'mouse', where the gene names do not show it.")] = None,
-           label: Annotated[str | None, typer.Option(help='Column of obs with the cell types.')] = None,
+           label: Annotated[str | None, typer.Option('--label', '--label-key', help='Column of obs with the cell types.')] = None,
            layer: Annotated[str | None, typer.Option(help="Look at this layer, or at 'raw', instead of X.")] = None,
-           genes: Annotated[str | None, typer.Option(help='Column of var with the gene names, instead of its index.')] = None,
+           genes: Annotated[str | None, typer.Option('--genes', '--gene-key', help='Column of var with the gene names, instead of its index.')] = None,
            state: Annotated[str | None, typer.Option(help="What the matrix is, where its values cannot show it: 'counts', 'log1p-cp10k' or the like.")] = None,
            as_json: Annotated[bool, typer.Option('--json', help='Print the report as JSON.')] = False):
     """Say what is installed, on what device, and what is wrong with a file.
@@ -120,14 +120,15 @@ def fetch(names: Annotated[list[str] | None, typer.Argument(help="'genes' (the n
     """
     from scinterp.cells import datasets
     if not names: return _print_datasets()
-    unknown = [n for n in names if n not in _TABLES and n not in datasets.registry()]
-    if unknown: raise InputError(f"nothing is called {', '.join(unknown)}: choose from {', '.join([*_TABLES, *datasets.registry()])}")
+    unknown = [n for n in names if n not in _TABLES and n not in datasets.names()]
+    if unknown: raise InputError(f"nothing is called {', '.join(unknown)}: choose from {', '.join([*_TABLES, *datasets.names()])}")
     for name in names: _fetch(name)
 
 def _fetch(name: str):
     "Fetch one thing, and say what is there now"
     from scinterp.cells import datasets
     if name in _TABLES: _TABLES[name]()
+    elif name in datasets.local_files(): typer.echo(f'{name}: here, in SCINTERP_DATA')
     else: typer.echo(f'{name}: {" x ".join(map(str, datasets.load(name).shape))} (cells x genes)')
 
 # %% ../../nbs/run/50_cli.ipynb #045a70bb

@@ -48,7 +48,7 @@ def device() -> Finding:
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         return Finding('device', 'ok', ', '.join(f'{g.name} ({g.total_memory/1e9:.0f} GB)' for g in gpus) + memory)
     if torch.backends.mps.is_available(): return Finding('device', 'ok', f'Apple GPU (mps){memory}')
-    return Finding('device', 'note', f'CPU only, {torch.get_num_threads()} threads{memory}: the demo takes minutes; models of billions of parameters need a GPU')
+    return Finding('device', 'note', f'CPU only, {torch.get_num_threads()} thread{"s"*(torch.get_num_threads() > 1)}{memory}: the demo takes minutes; models of billions of parameters need a GPU')
 
 # %% ../../nbs/run/45_doctor.ipynb #ba3dc310
 def text_model() -> Finding:
