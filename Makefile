@@ -44,6 +44,9 @@ figures: $(VENV)/.dev
 bench: $(VENV)/.run
 	$(BIN)/python benchmarks/ranking.py
 	$(BIN)/python benchmarks/preflight.py
+	$(BIN)/python benchmarks/gene_tables.py
+	$(BIN)/python -m pip install --quiet sentence-transformers
+	$(BIN)/python benchmarks/encoding.py
 
 clean:
 	rm -rf $(VENV) _proc _site build dist *.egg-info

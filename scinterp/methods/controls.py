@@ -12,9 +12,13 @@ from ..text.gene_tables import GeneTable
 
 # %% ../../nbs/methods/60_controls.ipynb #50b17651
 def _rebuilt(table: GeneTable, **change) -> GeneTable:
-    "The same genes, described or encoded in another way"
-    made = dict(source=table.info.get('source', 'bundled'), encoder=table.info.get('encoder', 'minilm'))
-    return GeneTable.build(table.genes, table.species, **{**made, **change})
+    "The same genes, described or encoded in another way; raises `InputError` for a table that was not made from text, or whose encoder its name does not say"
+    if 'text_sha256' not in table.info: raise InputError('this table was not built from text, so it has no symbol-only or tfidf twin: use random-table or permuted-text')
+    made = dict(source=table.info['source'], encoder=table.info['encoder'], template=table.info.get('template'))
+    if 'source' in change: made['template'] = None
+    twin = GeneTable.build(table.genes, table.species, **{**made, **change})
+    if 'encoder' not in change and twin.info['revision'] != table.info['revision']: raise InputError(f"the encoder {table.info['encoder']} cannot be made again from its name alone: build the control's table yourself, with the same encoder")
+    return twin
 
 TABLE_CONTROLS = {
     'random-table': lambda table, seed: table.random(seed),

@@ -19,14 +19,14 @@ from tqdm.auto import tqdm
 from ..cells.normalise import top_genes
 from ..core import InputError, ModelError
 from .protocol import Method, gene_vectors
-from ..text.encoders import minilm_path
+from ..text.encoders import bf16_is_fast, minilm_path
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #e51ac73d
 BACKBONES = ('minilm', 'random:minilm', 'none')
 
 def frozen_precision() -> torch.dtype:
     "bfloat16 where the CPU computes in it, else float32"
-    return torch.bfloat16 if getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)() else torch.float32
+    return torch.bfloat16 if bf16_is_fast() else torch.float32
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #14838d85
 def load_backbone(name: str, # one of `BACKBONES`

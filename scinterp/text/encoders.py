@@ -271,10 +271,10 @@ def dim(self: TransformerEncoder) -> int:
 @patch
 def __call__(self: TransformerEncoder, texts, progress: bool = False) -> np.ndarray:
     "Vectors of `texts`, float32, texts x `dim`; raises `InputError` for what is not a text"
-    texts = _as_texts(texts); self.truncated = 0
+    texts = _as_texts(texts); self.truncated, self.truncated_rows = 0, np.zeros(len(texts), bool)
     if not texts: return np.empty((0, self.dim), np.float32)
     row = {t: i for i, t in enumerate(dict.fromkeys(texts))}; rows = np.array([row[t] for t in texts])
-    pieces, of = self._pieces(list(row)); n = np.bincount(of); self.truncated = int((n[rows] > 1).sum()); of_long = n[of] > 1
+    pieces, of = self._pieces(list(row)); n = np.bincount(of); self.truncated_rows = n[rows] > 1; self.truncated = int(self.truncated_rows.sum()); of_long = n[of] > 1
     if self.long == 'cut': pieces, of_long, n = [pieces[i] for i in np.cumsum(n)-n], n > 1, np.ones(len(n), int)
     special = self._load()[0].num_special_tokens_to_add()
     return self._averaged(self._vectors(pieces, of_long, progress), np.array(list(map(len, pieces)))-special, n)[rows]
@@ -328,7 +328,7 @@ def _hub_fault(model: str, revision: str, e: Exception) -> str:
 # %% ../../nbs/text/20_encoders.ipynb #157be2ad
 def _hugging_face(what: str, **options) -> TransformerEncoder:
     "The encoder of a folder, or of an id and a revision"
-    if (folder := Path(what).expanduser()).is_dir(): return TransformerEncoder(folder, name=f'hf:{what}', **options)
+    if (folder := Path(what).expanduser()).is_dir(): return TransformerEncoder(folder, name=f'hf:{folder.name}', **options) # its hash is its revision; where it lies is nobody's business
     model, _, revision = what.rpartition('@')
     if not model or not revision:
         raise InputError(f"{what} is no folder, and as an id of Hugging Face it lacks a revision: write hf:{what.rstrip('@')}@<commit>, the commit from https://huggingface.co/{what.rstrip('@')}/commits/main")
@@ -339,6 +339,7 @@ def _hugging_face(what: str, **options) -> TransformerEncoder:
 class TfidfEncoder:
     "TF-IDF and truncated SVD, fitted to the texts it is given: at most 384 dimensions, unit length"
     name, revision, max_tokens, truncated = 'tfidf', '1', None, 0
+    fitted = True # its vectors depend on all the texts it is given
 
     def __call__(self, texts, progress: bool = False) -> np.ndarray:
         "Vectors of `texts`, float32; raises `InputError` for fewer than three different texts or words"
