@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from scinterp.core import InputError
 from scinterp.text import vector_cache
 from scinterp.text.gene_tables import GeneTable
-from scinterp.text.vector_cache import _shards, encode_once, vector_folder
+from scinterp.text.vector_cache import encode_once, vector_folder
+from scinterp.text.vector_store import VectorStore
 
 TEXTS = ["cat", "tag", "gattaca"]
 COUNTER = """
@@ -56,19 +57,19 @@ def cache(tmp_path, monkeypatch):
 def damaged(change):
     "Texts asked of the encoder when its one file is changed, after checking that the answer is right and the next one free"
     encode_once(TEXTS, Letters())
-    (path,) = _shards(vector_folder(Letters()))
+    (path,) = VectorStore(vector_folder(Letters())).files()
     path.write_bytes(change(path.read_bytes()))
     again, third = Letters(), Letters()
     np.testing.assert_array_equal(encode_once(TEXTS, again)[0], Letters()(TEXTS))
     np.testing.assert_array_equal(encode_once(TEXTS, third)[0], Letters()(TEXTS))
     assert third.asked == 0
-    assert len(_shards(vector_folder(third))) == 1
+    assert len(VectorStore(vector_folder(third)).files()) == 1
     return again.asked
 
 
 def size(cache):
     encode_once(TEXTS, Letters())
-    return _shards(vector_folder(Letters()))[0].stat().st_size
+    return VectorStore(vector_folder(Letters())).files()[0].stat().st_size
 
 
 @pytest.mark.slow(5)
@@ -104,12 +105,12 @@ def test_a_killed_builder_loses_one_batch(cache, tmp_path):
     builder = start(cache, log, 1, 0, 40)
     folder = vector_folder(type("Slow", (), {"name": "slow", "revision": "1"}))
     for _ in range(600):
-        if len(_shards(folder)) >= 2:
+        if len(VectorStore(folder).files()) >= 2:
             break
         time.sleep(0.05)
     builder.send_signal(signal.SIGKILL)
     builder.wait(10)
-    kept = len(_shards(folder)) * 4
+    kept = len(VectorStore(folder).files()) * 4
     (folder / f".{'0' * 64}.safetensors.half.safetensors").write_bytes(b"half")  # as a kill within a write leaves it
     assert 8 <= kept < 40
     log.unlink()

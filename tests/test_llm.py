@@ -110,8 +110,8 @@ def test_a_fault_that_stays_ends_clearly(api, talk, fault, told):
     assert len(chat.waits) == 2 and chat.waits[0] <= 1 <= chat.waits[1] <= 2
 
 
-@pytest.mark.parametrize("fault, told", [(lambda: error(401, f"Incorrect API key provided: {KEY}"), "did not accept the key"), (lambda: error(404, "no such model"), "no such model"),
-                                         (lambda: error(400, "too long"), "too long"), (lambda: error(429, "no credit", "insufficient_quota"), "no credit left"),
+@pytest.mark.parametrize("fault, told", [(lambda: error(401, f"Incorrect API key provided: {KEY}"), "OPENAI_API_KEY was refused"), (lambda: error(404, "no such model"), "no such model"),
+                                         (lambda: error(400, "too long"), "too long"), (lambda: error(429, "no credit", "insufficient_quota"), "no credit is left"),
                                          (lambda: busy(3600), "asks to wait 3600 s")])
 def test_what_another_try_will_not_change_is_not_tried(api, talk, fault, told):
     api.trouble = lambda request: fault()
@@ -130,7 +130,7 @@ def test_nobody_listens(api, talk):
 
 def test_a_job_is_called_off_when_it_cannot_go_on(api, talk):
     api.trouble = lambda request: error(401) if len(api.seen) > 5 else None
-    with pytest.raises(ModelError, match="did not accept the key"):
+    with pytest.raises(ModelError, match="OPENAI_API_KEY was refused"):
         describe_genes([f"G{i}" for i in range(300)], "human", talk())
     assert len(api.seen) < 100
 
@@ -607,8 +607,8 @@ def test_no_key_no_request(api, talk, monkeypatch):
 
 
 def test_a_key_is_not_sent_in_the_clear_to_another_machine():
-    from scinterp.text.llm import _key
-    assert _key("http://192.168.1.5:8000/v1") == "none" and _key("https://gateway.example.org/v1") == KEY
+    from scinterp.text.api import api_key
+    assert api_key("http://192.168.1.5:8000/v1") == "none" and api_key("https://gateway.example.org/v1") == KEY
 
 
 @pytest.mark.parametrize("options, told", [(dict(base_url="ftp://x"), "begins with http"), (dict(base_url=f"https://{KEY}@x/v1"), "keys come from OPENAI_API_KEY"), (dict(budget="5 euros"), "not understood"),

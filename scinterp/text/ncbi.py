@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..cells.nomenclature import _LOCAL, _TAXON, _columns, check_species, gene_names, names_source
+from ..cells.nomenclature import LOCAL_FILES, TAXON, read_columns, check_species, gene_names, names_source
 from ..core import DataError, InputError, cache_dir, file_sha256, write_json
 
 # %% ../../nbs/text/09_ncbi.ipynb #e11f7c8a
@@ -60,7 +60,7 @@ _READ_COLUMNS = ['species', 'entrez', 'summary', 'date', 'provider']
 def read_gene_summary(path) -> pd.DataFrame: # one row a gene: species, entrez, summary, date (of the summary), provider
     "Human and mouse rows of NCBI's `gene_summary.gz`, RefSeq's before others'; raises `DataError` if it is another file or damaged"
     name = Path(path).name; lines = (line for line in _lines(path) if line.strip()); at = _header(next(lines, b''), name)
-    species = {taxon.encode(): which for which, taxon in _TAXON.items()}; rows = []
+    species = {taxon.encode(): which for which, taxon in TAXON.items()}; rows = []
     for number, line in enumerate(lines, 1):
         cells = line.split(b'\t')
         if len(cells) <= max(at): raise DataError(f'{name} has too few columns in row {number}: download it again')
@@ -79,7 +79,7 @@ _JOINED_SUMMARY = dict(symbol='symbol', ncbi_gene_id='entrez', summary='summary'
 
 def read_joined_summaries(path) -> pd.DataFrame: # one row a gene: symbol, entrez, summary, status, provider, date
     "RefSeq summaries of a joined table of human or mouse genes; raises `DataError` if it is another file, damaged or has none"
-    table = _columns(path, _JOINED_SUMMARY); texts = [without_credit(text) for text in table.summary]
+    table = read_columns(path, _JOINED_SUMMARY); texts = [without_credit(text) for text in table.summary]
     table = table.assign(summary=[t for t, _ in texts], date=[d for _, d in texts], provider='RefSeq'); table = table[table.summary != '']
     if table.empty: raise DataError(f'{Path(path).name} holds no summaries: it is another file, or its layout has changed')
     return table.reset_index(drop=True)
@@ -101,7 +101,7 @@ def _kept(note: Path) -> tuple[Path, dict]:
 def _keep(path: Path, urls) -> dict:
     "Take a downloaded file into use: the file, then the note that makes it valid, then the old file goes; returns the note"
     counts = read_gene_summary(path).species.value_counts(); sha256 = file_sha256(path); note = _note()
-    lost = next((which for which in _TAXON if which not in counts), None)
+    lost = next((which for which in TAXON if which not in counts), None)
     if lost: raise DataError(f'{path.name} holds no summary of a {lost} gene: download it again')
     kept = note.with_name(f'gene_summary-{sha256[:12]}.gz'); os.replace(path, kept)
     told = dict(file=kept.name, sha256=sha256, size=kept.stat().st_size, date=str(date.today()), urls=list(urls), genes=counts.to_dict())
@@ -115,9 +115,9 @@ def fetch_summaries(refresh: bool = False, # download again what is there alread
                     urls=SUMMARY_URLS, # addresses to try in order
                     progress: bool = True) -> dict: # number of summaries by species
     "Download and keep NCBI's gene summaries; raises `DataError` with what to do if that fails"
-    from scinterp.cells.downloads import _alone, fetch
+    from scinterp.cells.downloads import alone, fetch
     note = _note(); path = note.parent/'incoming'/'gene_summary.gz'
-    with _alone(note):
+    with alone(note):
         if not refresh:
             try: return _kept(note)[1]['genes']
             except DataError: pass # not there, or to be mended
@@ -132,7 +132,7 @@ def fetch_summaries(refresh: bool = False, # download again what is there alread
 def summaries_source(species: str) -> tuple[str, str, int]: # source, path of the file, time it was written (ns)
     "Where the summaries of a species come from now: 'fetched', 'local' or ''"
     data = os.environ.get('SCINTERP_DATA'); places = dict(fetched=_note())
-    if data: places['local'] = Path(data)/'text'/_LOCAL[species]
+    if data: places['local'] = Path(data)/'text'/LOCAL_FILES[species]
     return next(((source, str(path), path.stat().st_mtime_ns) for source, path in places.items() if path.is_file()), ('', '', 0))
 
 @lru_cache(maxsize=1)

@@ -6,15 +6,15 @@
 __all__ = ['BATCH', 'vector_folder', 'encode_once']
 
 # %% ../../nbs/text/27_vector_cache.ipynb #a3b2252f
-import hashlib, re
-from contextlib import contextmanager
+import re
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from tqdm.auto import tqdm
 
-from ..core import InputError, ModelError, atomic_path, cache_dir, digest
+from ..core import InputError, ModelError, cache_dir, digest
+from .vector_store import VectorStore, text_key
 
 # %% ../../nbs/text/27_vector_cache.ipynb #4bd02a96
 def vector_folder(encoder, # has `name` and `revision`; whatever changes its vectors must change one of them
@@ -28,55 +28,11 @@ def vector_folder(encoder, # has `name` and `revision`; whatever changes its vec
 # %% ../../nbs/text/27_vector_cache.ipynb #ab401783
 def _is_fitted(encoder) -> bool: return getattr(encoder, 'fitted', encoder.name == 'tfidf')
 
-def _keys(texts, encoder) -> list[bytes]:
-    "SHA-256 of each text; for an encoder that is fitted, of its place among all of them too"
+def _keys(texts, encoder) -> list[str]:
+    "Key of each text; for an encoder that is fitted, of its place among all of them too"
     all_texts = digest(texts) if _is_fitted(encoder) else ''
     contexts = (f'{all_texts} {i} ' for i in range(len(texts))) if all_texts else [''] * len(texts)
-    return [hashlib.sha256((context + text).encode('utf-8', 'surrogatepass')).digest() for context, text in zip(contexts, texts)]
-
-# %% ../../nbs/text/27_vector_cache.ipynb #fac47d98
-def _write_shard(folder: Path, keys: list, vectors: np.ndarray, cut: np.ndarray):
-    "Add a file of vectors; its name is the SHA-256 of its content"
-    from safetensors.numpy import save
-    content = save(dict(keys=np.frombuffer(b''.join(keys), np.uint8).reshape(-1, 32), vectors=vectors, cut=cut))
-    with atomic_path(folder/f'{hashlib.sha256(content).hexdigest()}.safetensors') as tmp: tmp.write_bytes(content)
-
-# %% ../../nbs/text/27_vector_cache.ipynb #6182ae7a
-def _shards(folder: Path) -> list[Path]:
-    "The finished files of a folder, and not those that are being written"
-    return sorted(p for p in folder.glob('*.safetensors') if re.fullmatch('[0-9a-f]{64}', p.stem))
-
-# %% ../../nbs/text/27_vector_cache.ipynb #012d3388
-def _shard_keys(path: Path) -> list[bytes]:
-    "Keys of a shard, unchecked; none if it cannot be read, and then it is removed"
-    from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(str(path), 'np') as f: keys = f.get_tensor('keys').tobytes()
-    except SafetensorError: path.unlink(missing_ok=True); return []
-    except OSError: return [] # removed by another process, or not ours to read
-    return [keys[i:i + 32] for i in range(0, len(keys), 32)]
-
-# %% ../../nbs/text/27_vector_cache.ipynb #754fa9d8
-def _read_shard(path: Path) -> dict | None: # keys, vectors, cut
-    "Content of a shard; None if it does not fit its name, and then it is removed"
-    from safetensors.numpy import load
-    try: content = path.read_bytes()
-    except OSError: return None
-    if hashlib.sha256(content).hexdigest() == path.stem: return load(content)
-    path.unlink(missing_ok=True)
-
-# %% ../../nbs/text/27_vector_cache.ipynb #8b58745b
-def _kept(folder: Path, keys: list) -> tuple[np.ndarray | None, np.ndarray]: # vectors (None if nothing is kept), cut (-2 where nothing is)
-    "What the folder holds of `keys`"
-    place = {k: i for i, k in enumerate(keys)}; vectors, cut = None, np.full(len(keys), -2, np.int8)
-    for path in _shards(folder):
-        rows = [i for i, k in enumerate(_shard_keys(path)) if k in place and cut[place[k]] == -2]
-        shard = _read_shard(path) if rows else None
-        if shard is None: continue
-        if vectors is None: vectors = np.zeros((len(keys), shard['vectors'].shape[1]), np.float32)
-        held = shard['keys'].tobytes(); at = [place[held[32*i:32*i + 32]] for i in rows]
-        vectors[at] = shard['vectors'][rows]; cut[at] = shard['cut'][rows]
-    return vectors, cut
+    return [text_key(context + text) for context, text in zip(contexts, texts)]
 
 # %% ../../nbs/text/27_vector_cache.ipynb #1e6276ad
 def _checked(vectors, n: int, encoder) -> np.ndarray:
@@ -96,24 +52,18 @@ def _cut(encoder, n: int) -> np.ndarray:
 
 # %% ../../nbs/text/27_vector_cache.ipynb #7b083f05
 @contextmanager
-def _turn(folder: Path):
-    "Wait until no other process writes to `folder`, and remove what a killed one left"
-    lock = FileLock(folder.with_name(f'{folder.name}.lock'))
-    try: folder.mkdir(parents=True, exist_ok=True); lock.acquire()
-    except OSError: yield; return # cannot be written: nobody to wait for
-    try:
-        for left in folder.glob('.*.safetensors*'): left.unlink(missing_ok=True)
+def _turn(store: VectorStore):
+    "The turn of a store; where it cannot be written there is nobody to wait for"
+    with ExitStack() as stack:
+        try: stack.enter_context(store.turn())
+        except OSError: pass
         yield
-    finally: lock.release()
 
-# %% ../../nbs/text/27_vector_cache.ipynb #763ea298
-def _check_width(folder: Path, vectors: np.ndarray, encoder):
+# %% ../../nbs/text/27_vector_cache.ipynb #11ca16b2
+def _check_width(store: VectorStore, vectors: np.ndarray, encoder):
     "Raise `ModelError` if the encoder gave vectors of another width before (one that is fitted may)"
-    from safetensors import safe_open
-    first = next(iter(_shards(folder)), None)
-    if first is None or _is_fitted(encoder): return
-    with safe_open(str(first), 'np') as f: before = f.get_slice('vectors').get_shape()[1]
-    if before != vectors.shape[1]:
+    before = store.width()
+    if before not in (None, vectors.shape[1]) and not _is_fitted(encoder):
         raise ModelError(f'{encoder.name} gives vectors of {vectors.shape[1]} numbers, and gave {before} before: a changed encoder needs another revision')
 
 # %% ../../nbs/text/27_vector_cache.ipynb #f25a32cb
@@ -124,14 +74,14 @@ def _filled(vectors, rows, new: np.ndarray, n: int) -> np.ndarray:
     return vectors
 
 # %% ../../nbs/text/27_vector_cache.ipynb #33d2725c
-def _encode_batch(folder: Path, keys: list, texts: list, encoder, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+def _encode_batch(store: VectorStore, keys: list, texts: list, encoder, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     "Vectors and cuts of one batch: those that another process has made meanwhile are read, the others made and kept"
-    with _turn(folder):
-        vectors, cut = _kept(folder, keys); todo = _todo(cut, encoder)
+    with _turn(store):
+        vectors, cut = store.rows(keys); todo = _todo(cut, encoder)
         if not len(todo): return vectors, cut
         made = _checked(encoder([texts[i] for i in todo], progress=progress), len(todo), encoder); cut[todo] = _cut(encoder, len(todo))
-        _check_width(folder, made, encoder); vectors = _filled(vectors, todo, made, len(keys))
-        try: _write_shard(folder, [keys[i] for i in todo], made, cut[todo])
+        _check_width(store, made, encoder); vectors = _filled(vectors, todo, made, len(keys))
+        try: store.put({keys[i]: v for i, v in zip(todo, made)}, cut[todo])
         except OSError: pass # a full or read-only disk
     return vectors, cut
 
@@ -149,19 +99,21 @@ def encode_once(texts, # any number of them
                 progress: bool = False
                ) -> tuple[np.ndarray, int | None]: # float32, texts x d; how many texts the encoder cut, None if it did not say
     "Vectors of `texts`, from the cache where it has them; raises `InputError` without texts, `ModelError` for an encoder that gives no proper vectors"
-    texts = list(map(str, texts)); folder = vector_folder(encoder); keys = _keys(texts, encoder)
+    texts = list(map(str, texts))
     if not texts: raise InputError('there are no texts to embed: pass at least one')
+    if isinstance(getattr(encoder, 'store', None), VectorStore): return _checked(encoder(texts, progress=progress), len(texts), encoder), encoder.truncated
+    store, keys = VectorStore(vector_folder(encoder)), _keys(texts, encoder)
     row = {k: i for i, k in enumerate(dict.fromkeys(keys))}; text_of = dict(zip(keys, texts))
-    vectors, cut = _all(folder, list(row), list(map(text_of.get, row)), encoder, progress)
+    vectors, cut = _all(store, list(row), list(map(text_of.get, row)), encoder, progress)
     rows = [row[k] for k in keys]; cuts = cut[rows]
     return vectors[rows], None if (cuts == -1).any() else int(cuts.sum())
 
 # %% ../../nbs/text/27_vector_cache.ipynb #107cffc1
-def _all(folder: Path, keys: list, texts: list, encoder, progress: bool) -> tuple[np.ndarray, np.ndarray]: # vectors, cut
+def _all(store: VectorStore, keys: list, texts: list, encoder, progress: bool) -> tuple[np.ndarray, np.ndarray]: # vectors, cut
     "Vectors of different texts: those that are kept, and batch by batch those that are not"
-    vectors, cut = _kept(folder, keys); todo = _todo(cut, encoder)
+    vectors, cut = store.rows(keys); todo = _todo(cut, encoder)
     batches = [todo] if len(todo) and _is_fitted(encoder) else [todo[i:i + BATCH] for i in range(0, len(todo), BATCH)]
     for rows in tqdm(batches, desc='batches of texts', disable=not progress or len(batches) < 2, leave=False):
-        made, cut[rows] = _encode_batch(folder, [keys[i] for i in rows], [texts[i] for i in rows], encoder, progress)
+        made, cut[rows] = _encode_batch(store, [keys[i] for i in rows], [texts[i] for i in rows], encoder, progress)
         vectors = _filled(vectors, rows, made, len(keys))
     return vectors, cut
