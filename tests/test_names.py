@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scinterp.cells import nomenclature as nm
-from scinterp.cells.identifiers import HOWS, candidates, identifier_kind, match_genes, one_ortholog, orthologs
+from scinterp.cells.identifiers import HOWS, candidates, folded_species_shares, identifier_kind, kind_shares, match_genes, one_ortholog, orthologs
 from scinterp.core import DataError
 from scinterp.text.descriptions import describe
 from scinterp.text.gene_tables import GeneTable
@@ -395,6 +395,71 @@ def test_numbers_are_ids_only_among_numbers(publishers):
     assert match_genes(["915", "CD3D", "SEPTIN7"]).symbol.tolist() == ["", "CD3D", "SEPTIN7"]
 
 
+@pytest.mark.parametrize("name", ["NA", "na", "nan", "NaN", "None", "N/A", "<NA>", "null", "", "  ", None, float("nan"), pd.NA])
+def test_a_missing_name_is_no_gene(name, publishers):
+    name_of_xk = [hgnc("12811", "XK", "X-linked Kx blood group antigen", "", '"NA|NAN|NONE|NULL|N/A"', entrez_id="7504")]  # NA is true, the others might be
+    (publishers.folder / "hgnc_complete_set.txt").write_bytes("".join("\t".join(r) + "\n" for r in UPSTREAM["hgnc_complete_set.txt"] + name_of_xk).encode())
+    get(publishers, "human")
+    assert match_genes(["XK"]).symbol.tolist() == ["XK"] and match_genes([name]).iloc[0, 1:].tolist() == ["", ""] and candidates(name) == []
+    with pytest.raises(DataError, match="no gene names"):
+        identifier_kind([name] * 3)
+    assert identifier_kind(["915", "989", *[name] * 8]) == "entrez", "what is missing is of no kind"
+
+
+def test_blanks_around_a_name_are_not_part_of_it():
+    rows = match_genes([" CD3D", "SEPT7\t", "\u00a0CD4 ", "CD3D", "CD3D-1 "])
+    assert rows.symbol.tolist() == ["CD3D", "SEPTIN7", "CD4", "CD3D", "CD3D"] and rows.gene.tolist()[0] == " CD3D", "names are given back as they came"
+    assert identifier_kind([" 915 ", "989"]) == "entrez" and candidates(" SEPT7 ") == ["SEPTIN7"]
+
+
+@pytest.mark.parametrize("numbers", [range(30), range(1, 31), [f"{i}.0" for i in range(30)], list(range(30))[::-1], [3, 1, 2, 0, *range(4, 30)]])
+def test_positions_are_no_genes(numbers, publishers):
+    (publishers.folder / "hgnc_complete_set.txt").write_bytes("".join("\t".join(r) + "\n" for r in UPSTREAM["hgnc_complete_set.txt"] + [
+        hgnc("5", "A1BG", "alpha-1-B glycoprotein", entrez_id="1"), hgnc("7", "A2M", "alpha-2-macroglobulin", entrez_id="2")]).encode())
+    get(publishers, "human")
+    assert match_genes(["1", "9", "915"]).symbol.tolist() == ["A1BG", "", "CD3D"]
+    assert identifier_kind(numbers) == "position" and set(match_genes(numbers).symbol) == {""}
+    assert kind_shares([*numbers, "CD3D"]).index[0] == "position" and match_genes([*numbers, "CD3D"]).symbol.tolist() == [""] * 30 + ["CD3D"]
+
+
+def test_numbers_match_where_they_are_half_of_the_list(publishers):
+    get(publishers, "human")
+    assert identifier_kind(["915", "989", "CD3D", "CEACAM5"]) == "mixed"
+    assert match_genes(["915", "989", "CD3D", "CEACAM5"]).symbol.tolist() == ["CD3D", "SEPTIN7", "CD3D", "CEACAM5"]
+    assert match_genes(["915", "989", "CD3D", "CEACAM5", "SEPT7"]).symbol.tolist() == ["", "", "CD3D", "CEACAM5", "SEPTIN7"]
+
+
+def test_former_names_in_other_case(publishers):
+    get(publishers, "human")
+    rows = match_genes(["HOCT1", "hoct1", "cdc10", "march-ii", "oct1", "Cdc10", "Sept7"])
+    assert rows.symbol.tolist() == ["SLC22A1", "SLC22A1", "SEPTIN7", "MARCHF2", "", "", ""], "two genes claim oct1; Cdc10 and Sept7 are written as in mouse"
+    assert rows.how.tolist() == ["alias", "case", "case", "case", "ambiguous", "", ""]
+    get(publishers, "mouse")
+    assert match_genes(["CD3D", "T3D", "SEPT7", "cdc10"], "mouse").symbol.tolist() == ["", "", "", "Septin7"], "as human genes are, or were, written"
+
+
+@pytest.mark.parametrize("species, names, symbols", [
+    ("human", ["GRCh38_CD3D", "hg19_CD3D", "hg38-SEPT7", "GRCh38______HLA.A", "GRCh38_cd3d", "mm10___Cd3d", "mm10_CD3D", "GRCh38_none", "hg19_", "GRCh38_2-Mar"],
+     ["CD3D", "CD3D", "SEPTIN7", "HLA-A", "CD3D", "", "", "", "", ""]),
+    ("mouse", ["mm10___Cd3d", "GRCm39_Cd3d", "GRCm38.p6_Septin7", "GRCh38_CD3D", "hg19_Cd3d"], ["Cd3d", "Cd3d", "Septin7", "", ""]),
+])
+def test_a_genome_before_the_name(species, names, symbols, publishers):
+    get(publishers, species)
+    rows = match_genes(names, species)
+    assert rows.symbol.tolist() == symbols and set(rows.how[rows.symbol != ""]) == {"prefix"} and set(rows.how) <= set(HOWS)
+    assert match_genes(["GRCh38_CD3D", "GRCh38_CD3D-1"]).how.tolist()[1] == "punctuation"
+
+
+def test_genes_of_one_species_show_in_any_case(publishers):
+    names = ["CD3D", "SEPTIN7", "SLC22A1", "HLA-A", "no-gene"]
+    assert folded_species_shares(names).to_dict() == dict(human=0, mouse=0), "the bundled genes say nothing"
+    get(publishers, "human")
+    assert folded_species_shares(names).to_dict() == dict(human=0, mouse=0), "nor does one table alone"
+    get(publishers, "mouse")
+    assert folded_species_shares(names).to_dict() == dict(human=0.4, mouse=0) == folded_species_shares(n.lower() for n in names).to_dict()
+    assert folded_species_shares([]).to_dict() == dict(human=0, mouse=0)
+
+
 def test_a_suffix_is_taken_off_only_beside_the_name_itself():
     assert match_genes(["CD3D-1"]).symbol.tolist() == [""]
     assert match_genes(["CD3D-1", "CD3D", "CD3D.1"]).symbol.tolist() == ["CD3D"] * 3
@@ -454,6 +519,27 @@ def test_every_symbol_and_id_of_a_full_table_finds_its_gene(species, monkeypatch
     assert match_genes(unique.ensembl + ".7", species).symbol.tolist() == unique.symbol.tolist()
     numbered = table[table.entrez != ""]
     assert match_genes(numbered.entrez, species).symbol.tolist() == numbered.symbol.tolist()
+
+
+@needs_real
+def test_old_names_in_capitals_and_missing_ones(monkeypatch):
+    monkeypatch.setenv("SCINTERP_DATA", str(REAL))
+    assert match_genes(["NA", "C6ORF48", "nan"]).symbol.tolist() == ["", "SNHG32", ""]
+    shouted, former = match_genes(["1700001C02RIK", "1700001C02Rik"], "mouse").to_dict("records")
+    assert shouted["symbol"] == former["symbol"] != "" and (shouted["how"], former["how"] in ("previous", "alias")) == ("case", True)
+
+
+@needs_real
+def test_the_species_of_real_files_shows_through_the_case(monkeypatch):
+    import anndata as ad
+
+    monkeypatch.setenv("SCINTERP_DATA", str(REAL))
+    files = sorted(REAL.glob("*.h5ad"))
+    assert len(files) >= 10
+    for path in files:
+        own, other = ("human", "mouse") if "human" in path.stem else ("mouse", "human")
+        shares = folded_species_shares(str(g).upper() for g in ad.read_h5ad(path, backed="r").var_names)
+        assert shares[own] > 0.04 and shares[other] < 0.0035, (path.stem, shares.to_dict())
 
 
 @needs_real

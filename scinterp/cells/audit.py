@@ -17,28 +17,36 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.stats.contingency import association
 
+from .nomenclature import cell_types
 from .normalise import log_normalised
 from .splits import group_names
-from ..core import DataError, shipped
+from ..core import DataError
 
 # %% ../../nbs/cells/35_audit.ipynb #d9697dd2
 _SPELLING = [(r'haem', 'hem'), (r'leukaem', 'leukem'), (r'oesoph', 'esoph'), (r'foet', 'fet'), (r'tumour', 'tumor'), (r'fibre', 'fiber'),
              (r'centre', 'center'),
+             (r'(γ|gamma)[- ]?(δ|delta)', 'gamma delta'), (r'(α|alpha)[- ]?(β|beta)', 'alpha beta'),
              ('α', 'alpha'), ('β', 'beta'), ('γ', 'gamma'), ('δ', 'delta'), ('ε', 'epsilon'),
              (r'(\w)(?:[- ](?:negative|neg)\b|-(?!\w))', r'\1neg'), (r'(\w)(?:[- ](?:positive|pos)\b|\+(?!\d))', r'\1 '), # CD25- , CD14+
              (r'\b(\d+)[- ]cells?\b', r'\1cell'), # 2-cell: a stage, not a number
              (r'thelium\b', 'thelial'), (r'(ecto|meso|endo)dermal\b', r'\1derm')]
 _EMPTY = {'cell', 'the', 'of', 'and', 'human', 'mouse'}
 
+# %% ../../nbs/cells/35_audit.ipynb #c0d02605
+_SHORT = dict(treg='regulatory t', gdt='gamma delta t', mono='monocyte', rbc='red blood', eryth='erythroid', mac='macrophage', neut='neutrophil',
+              fibro='fibroblast', pdc='plasmacytoid dendritic', smc='smooth muscle', tcm='central memory t', tem='effector memory t')
+
 def _singular(word: str) -> str:
     "A word without its plural s"
     return word[:-1] if len(word) > 2 and word.endswith('s') and not word.endswith(('ss', 'us', 'is')) else word
 
+# %% ../../nbs/cells/35_audit.ipynb #a96063e9
 def label_words(label: str) -> tuple[str, ...]:
     "The words of a label that matter, in their order"
     text = str(label).strip().lower()
     for pattern, plain in _SPELLING: text = re.sub(pattern, plain, text)
     words = [_singular(w) for w in re.findall(r'\w+(?:\+\d+)?', text.replace('_', ' '))]
+    words = [part for w in words for part in _SHORT.get(w, w).split()]
     return tuple(w for w in words if w not in _EMPTY) or tuple(words) or (text,)
 
 # %% ../../nbs/cells/35_audit.ipynb #d5053e2d
@@ -47,7 +55,7 @@ _LETTERS = {frozenset(c) for c in 'abcdefghijklmnopqrstuvwxyz'} # a cluster call
 @lru_cache
 def _ontology() -> dict[frozenset, str]:
     "Cell Ontology id by words"
-    table = pd.read_csv(shipped('cell_types.tsv'), sep='\t', keep_default_na=False); table = table[table.cl_id != '']; ids = {}
+    table = cell_types(); table = table[table.cl_id != '']; ids = {}
     for name, cl in zip(table.name, table.cl_id): ids.setdefault(frozenset(label_words(name)), {cl})
     names = set(ids)
     for synonyms, cl in zip(table.synonyms, table.cl_id):
@@ -64,12 +72,15 @@ def ontology_id(label: str) -> str:
 _CLUSTER = r'(?:cluster|clust|cl|c|leiden|louvain|group|seurat clusters?)?[ _.-]*\d+'
 _UNRESOLVED = set('''
     unknown unassigned unresolved unclassified unidentified undefined undetermined unannotated uncharacterized uncharacterised unlabeled unlabelled
-    doublet multiplet ambiguous mixed other'''.split())
+    doublet multiplet ambiguous other'''.split())
 _NOTHING = {'', 'na', 'n/a', 'nan', 'none', 'null', 'nd', '-', '?'}
+_ANY = {'cell', 'native', 'mixed', 'mixture', 'population', 'cluster', 'lineage', 'type', 'group'} # labels of nothing but these say nothing
 _TECHNICAL = set('''
     fluorescent gfp egfp yfp eyfp rfp mcherry tdtomato dsred luciferase reporter transgene plasmid barcode ercc spike artifact artefact debris ambient
     background contamination contaminated contaminant'''.split())
 _TECHNICAL_PHRASES = ('low quality', 'poor quality', 'empty droplet', 'high mito', 'high mitochondrial', 'spike in')
+
+# %% ../../nbs/cells/35_audit.ipynb #aaca8c3e
 _LINES = (r'k-?562|hl-?60|u-?937|thp-?1|jurkat|raji|ramos|hek-?293t?|293t?|hela|hep-?g2|huh-?7|mcf-?7|mcf-?10a|mda-?mb-?\d+|a-?549|'
           r'h1299|h1975|hcc827|caco-?2|hct-?116|sw480|ht-?29|lncap|pc-?3|du-?145|nih-?3t3|3t3|raw264\.?7?|bj|imr-?90|gm12878|sh-?sy5y|'
           r'vero|cho|cos-?7|crl-?\d+|ccl-?\d+|htb-?\d+|cell lines?|line [a-z0-9-]*\d')
@@ -109,7 +120,7 @@ def not_a_cell_type(label: str) -> str: # a reason, or ''
     "Why a label is not a type of cell, as far as its words show it"
     text = str(label).strip().lower(); words = label_words(label); plain = ' '.join(words); cell = _names_a_cell(label, words)
     if re.fullmatch(_CLUSTER, text): return 'cluster number'
-    if text in _NOTHING or _UNRESOLVED & set(words): return 'unresolved'
+    if text in _NOTHING or _UNRESOLVED & set(words) or set(words) <= _ANY: return 'unresolved'
     if _TECHNICAL & set(words) or any(p in plain for p in _TECHNICAL_PHRASES): return 'technical'
     if re.search(rf'(?<![\w-])(?:{_LINES})(?![\w-])', text): return 'cell line'
     if not cell and any(w in _DISEASE or re.fullmatch(_DISEASE_ENDING, w) for w in words): return 'disease'
@@ -134,7 +145,7 @@ def _same_type(a: tuple, b: tuple, lettered: set) -> str: # a reason, or ''
     "Why two labels may be one type: each is (words, ontology id); `lettered` holds stems of labels that end in A"
     (x, id_x), (y, id_y) = a, b; (stem_x, no_x), (stem_y, no_y) = _stem(x), _stem(y)
     if sorted(x) == sorted(y): return 'same words'
-    if id_x and id_y: return 'same ontology term' if id_x == id_y else ''
+    if id_x and id_y: return 'same ontology term' if set(id_x.split('|')) & set(id_y.split('|')) else ''
     if stem_x == stem_y and (stem_x in lettered or not re.search('[a-h]', no_x + no_y)): return 'numbered'
     return 'spelled alike' if _spelled_alike(x, y) else ''
 

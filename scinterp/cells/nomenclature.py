@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPECIES', 'TAXON', 'NAME_COLUMNS', 'PAIR_COLUMNS', 'LOCAL_FILES', 'SOURCES', 'check_species', 'bundled_genes',
-           'read_columns', 'read_hgnc', 'read_gene_info', 'read_mgi_markers', 'read_mgi_ensembl', 'read_mgi_alliance',
-           'pair_types', 'read_orthologs', 'read_joined', 'join_names', 'fetch_names', 'names_source', 'gene_names',
-           'mouse_case', 'ortholog_table']
+           'cell_types', 'read_columns', 'read_hgnc', 'read_gene_info', 'read_mgi_markers', 'read_mgi_ensembl',
+           'read_mgi_alliance', 'pair_types', 'read_orthologs', 'read_joined', 'join_names', 'fetch_names',
+           'names_source', 'gene_names', 'mouse_case', 'ortholog_table']
 
 # %% ../../nbs/cells/08_nomenclature.ipynb #f45528e3
 import gzip, hashlib, json, os, zlib
@@ -32,6 +32,12 @@ def bundled_genes() -> pd.DataFrame:
     "Bundled genes, one row each: symbol (index), aliases, species, name, description, mentions_cell_type"
     table = pd.read_csv(shipped('gene_descriptions.tsv'), sep='\t', keep_default_na=False)
     return table.set_index('symbol', drop=False)
+
+# %% ../../nbs/cells/08_nomenclature.ipynb #b2122f7f
+@lru_cache
+def cell_types() -> pd.DataFrame:
+    "Bundled cell types, one row each: name (index), cl_id, species, synonyms, description"
+    return pd.read_csv(shipped('cell_types.tsv'), sep='\t', keep_default_na=False).set_index('name', drop=False)
 
 # %% ../../nbs/cells/08_nomenclature.ipynb #bf52077c
 def _text(path) -> str:
@@ -196,6 +202,7 @@ def join_names(authority: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame: 
         _add(gene, row)
     return _normal(pd.DataFrame(genes, columns=NAME_COLUMNS))
 
+# %% ../../nbs/cells/08_nomenclature.ipynb #4b6fe37f
 def _add(gene: dict, row: dict):
     "What another source says of the same gene: fills gaps, lengthens lists"
     symbol = gene['symbol'] or row['symbol']
