@@ -69,6 +69,23 @@ def test_ids_are_recognised_in_a_real_file(monkeypatch):
     assert plain.species == versioned.species == "human"
 
 
+@pytest.mark.skipif(not FILES, reason="the labelled files of the data folder are not here")
+def test_mouse_genes_in_capitals_are_not_taken_for_human(monkeypatch):
+    monkeypatch.setenv("SCINTERP_DATA", str(SHARED))
+    gut = ad.read_h5ad(SHARED / "mouse_gut_mca.h5ad")
+    gut.var_names = gut.var_names.str.upper()
+    for species in (None, "mouse"):
+        with pytest.raises(DataError, match="only mouse has|written as those of human"):
+            preflight(gut[:, ~gut.var_names.duplicated()].copy(), species=species)
+
+
+def test_positions_are_no_ids():
+    made = cells()
+    made.var["gene_symbols"], made.var_names = made.var_names, [str(i) for i in range(50)]
+    report = preflight(made, strict=False)
+    assert report.identifiers == "position" and "gene_key='gene_symbols'" in report.call and report.recognised_genes == 0
+
+
 # what scanpy's users do to a matrix
 
 

@@ -21,7 +21,7 @@ from anndata.io import read_elem, sparse_dataset
 from fastcore.basics import patch
 
 from .files import check_format, read_cells
-from .identifiers import SPECIES, identifier_kind, kind_shares, match_genes
+from .identifiers import SPECIES, folded_species_shares, identifier_kind, kind_shares, match_genes
 from .labels import label_problem
 from .matrices import Scan, scan
 from .nomenclature import gene_names
@@ -125,6 +125,14 @@ def stated_species(obs: pd.DataFrame) -> str:
         if len(said) == 1: return _SPECIES_NAMES.get(said[0].lower(), said[0].lower() if said[0].lower() in SPECIES else '')
     return ''
 
+# %% ../../nbs/cells/25_preflight.ipynb #335d1eb5
+_REWRITE = dict(mouse='adata.var_names.str.capitalize()', human='adata.var_names.str.upper()')
+
+def _miswritten(genes, species: str) -> str:
+    "The other species, if names that only it has are five times as many, and one in a hundred"
+    shares = folded_species_shares(genes); other = next(s for s in SPECIES if s != species)
+    return other if shares[other] > max(.01, 5*shares[species]) else ''
+
 # %% ../../nbs/cells/25_preflight.ipynb #64106db7
 def _species_of_columns(var: pd.DataFrame) -> dict[str, str]:
     "Text columns of var by which the species can be told"
@@ -138,6 +146,9 @@ def _check_species(genes, told: str, stated: str, var: pd.DataFrame) -> tuple[st
     if says and seen and seen != says:
         return says, Finding('species', 'problem', f'{"you say" if told else "the file says"} {says}, but the genes are written as those of {seen} ({shown}, ...)',
                              f"pass species='{seen}' if the cells are, or mend the gene names")
+    if (seen or says) and (other := _miswritten(genes, seen or says)):
+        return says or other, Finding('species', 'problem', f'the genes are written like those of {seen or says}, but many are names that only {other} has ({shown}, ...)',
+                                      f"write them as {other} genes are written (adata.var_names = {_REWRITE[other]}) and pass species='{other}'")
     if says or seen: return says or seen, Finding('species', 'ok', f'{says}, as stated' if says else f'{seen}, by its gene names', arguments=dict(species=says or seen))
     columns = _species_of_columns(var); column = next(iter(columns), None)
     if column: return columns[column], Finding('species', 'problem', f'the species cannot be told from the gene names ({shown}, ...), but var[{column!r}] names genes of {columns[column]}',
