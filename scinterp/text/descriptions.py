@@ -8,13 +8,13 @@ __all__ = ['TEMPLATES', 'SOURCES', 'TERM_KINDS', 'names_cell_type', 'describe', 
 
 # %% ../../nbs/text/10_descriptions.ipynb #673798c7
 import re
-from functools import lru_cache, partial
+from functools import partial
 
 import pandas as pd
 
 from ..cells.identifiers import match_genes, one_ortholog
 from ..cells.nomenclature import cell_types, SPECIES, bundled_genes, gene_names
-from ..core import InputError, shipped
+from ..core import InputError
 
 # %% ../../nbs/text/10_descriptions.ipynb #1b26f571
 _ORGANISM = dict(human='Homo sapiens', mouse='Mus musculus')
