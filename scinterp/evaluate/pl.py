@@ -19,7 +19,7 @@ from ..core import atomic_path
 
 # %% ../../nbs/evaluate/20_plots.ipynb #eb8530e1
 COLOURS = dict(zip(('majority', 'lr-hvg', 'knn-pca', 'genept-w', 'scelmo-wa', 'scinterpreter'),
-                   ('#999999', '#000000', '#56B4E9', '#E69F00', '#009E73', '#0072B2')))
+                   ('#999999', '#000000', '#56B4E9', '#E69F00', '#009E73', '#0072B2'))) | {'minilm': '#0072B2', 'text-length': '#999999'}
 _SPARE = ('#CC79A7', '#D55E00', '#F0E442')
 STYLE = {'font.size': 9, 'axes.titlesize': 10, 'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
          'figure.dpi': 100, 'savefig.dpi': 150, 'svg.fonttype': 'none', 'svg.hashsalt': 'scinterp', 'axes.titlelocation': 'left'}
@@ -63,7 +63,7 @@ def _dots(ax, table: pd.DataFrame, rows: pd.DataFrame):
 
 def metric_name(metric: str) -> str:
     "A metric as a reader would write it: 'macro_f1' as 'macro-F1'"
-    return metric.replace('_', '-' if metric.endswith('f1') else ' ').replace('f1', 'F1')
+    return metric.replace('_', '-' if metric.endswith('f1') else ' ').replace('f1', 'F1').replace('roc auc', 'ROC AUC')
 
 # %% ../../nbs/evaluate/20_plots.ipynb #83de51c3
 def performance_panels(table: pd.DataFrame, metrics=('macro_f1', 'accuracy', 'macro_precision', 'macro_recall')):

@@ -21,6 +21,7 @@ from ..cells.identifiers import match_genes
 from ..core import InputError, file_sha256, shipped, write_json
 from ..evaluate.gene_level import auc_table, gene_classifier, gene_weights, out_of_fold, pair_weights, text_length
 from ..evaluate.metrics import score_table
+from ..evaluate.pl import metric_name
 from .report import in_words
 from .results import write_results
 from ..text.descriptions import describe
@@ -165,14 +166,17 @@ def task_titles() -> dict[str, str]:
     "Titles of the tasks by name, in the order of the configuration"
     return {t['name']: t['title'] for t in gene_task_config()['tasks']}
 
+_BASES = {'text-length': 'the length of the text', 'tfidf': 'a bag of words', 'symbol-only': 'its vector of the bare symbol', 'random-table': 'random vectors'}
+
 def _verdict(r) -> str:
-    "A difference from the length of the text, in words"
-    return f"is {in_words(dict(lo=r.lo, hi=r.hi))} the length of the text ({r.value:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}])"
+    "A difference in words"
+    return f"{in_words(dict(lo=r.lo, hi=r.hi))} {_BASES.get(r.over, r.over)} ({r.value:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}])"
 
 def finding(table: pd.DataFrame) -> str:
-    "What the differences from the length of the text say, list by list"
-    titles = task_titles(); t = table[table.metric == 'roc_auc_over_text-length']
-    return '\n'.join(f'- *{titles[r.dataset]}*: `{r.method}` {_verdict(r)}.' for r in t.itertuples())
+    "What the differences of each encoder say, list by list"
+    t = table[table.metric.str.startswith('roc_auc_over_') & (table.method != 'text-length')]; t = t.assign(over=t.metric.str.removeprefix('roc_auc_over_'))
+    titles = task_titles(); groups = t.groupby(['dataset', 'method'], sort=False)
+    return '\n'.join(f"- *{titles[d]}*: `{m}` is {', '.join(map(_verdict, rows.itertuples()))}." for (d, m), rows in groups)
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #c800869d
 def printed_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -181,5 +185,5 @@ def printed_table(table: pd.DataFrame) -> pd.DataFrame:
     for task in gene_task_config()['tasks']:
         metric = 'accuracy' if task.get('kind') == 'classes' else 'roc_auc'; t = table[(table.dataset == task['name']) & (table.metric == metric) & (table.control == '')]
         measured = {r.method: f'{r.value:.3f} [{r.lo:.3f}, {r.hi:.3f}]' for r in t.itertuples()}
-        if measured: rows.append(dict(task=task['title'], metric=metric.replace('_', ' '), printed=task.get('printed', ''), released=task.get('released', ''), **measured, n=int(t.n.iloc[0])))
+        if measured: rows.append(dict(task=task['title'], metric=metric_name(metric), printed=task.get('printed', ''), released=task.get('released', ''), **measured, n=int(t.n.iloc[0])))
     return pd.DataFrame(rows).fillna('').set_index('task')
