@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PAIRS', 'gene_task_config', 'task_files', 'read_gene_list', 'feature_tables', 'length_features', 'judged',
            'two_class_task', 'read_pairs', 'pair_task', 'read_classes', 'class_task', 'run_gene_tasks', 'task_titles',
-           'finding', 'printed_table']
+           'finding', 'over_all_lists', 'printed_table']
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #8fd5119b
 import os, time, tomllib
@@ -177,6 +177,14 @@ def finding(table: pd.DataFrame) -> str:
     t = table[table.metric.str.startswith('roc_auc_over_') & (table.method != 'text-length')]; t = t.assign(over=t.metric.str.removeprefix('roc_auc_over_'))
     titles = task_titles(); groups = t.groupby(['dataset', 'method'], sort=False)
     return '\n'.join(f"- *{titles[d]}*: `{m}` is {', '.join(map(_verdict, rows.itertuples()))}." for (d, m), rows in groups)
+
+# %% ../../nbs/run/25_gene_tasks.ipynb #4be4d3ac
+def over_all_lists(table: pd.DataFrame) -> str:
+    "On how many lists each encoder is above, below or not told apart from each base"
+    t = table[table.metric.str.startswith('roc_auc_over_') & (table.method != 'text-length')]; t = t.assign(over=t.metric.str.removeprefix('roc_auc_over_'), word=t.apply(in_words, axis=1))
+    counts = t.groupby(['method', 'over', 'word'], sort=False).size().unstack('word', fill_value=0); n = t.dataset.nunique()
+    lines = [f"- `{m}` against {_BASES.get(over, over)}: " + ', '.join(f'{word} on {k}' for word, k in row[row > 0].items()) + f' of {n} lists' for (m, over), row in counts.iterrows()]
+    return '\n'.join(lines)
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #c800869d
 def printed_table(table: pd.DataFrame) -> pd.DataFrame:
