@@ -183,7 +183,7 @@ def over_all_lists(table: pd.DataFrame) -> str:
     "On how many lists each encoder is above, below or not told apart from each base"
     t = table[table.metric.str.startswith('roc_auc_over_') & (table.method != 'text-length')]; t = t.assign(over=t.metric.str.removeprefix('roc_auc_over_'), word=t.apply(in_words, axis=1))
     counts = t.groupby(['method', 'over', 'word'], sort=False).size().unstack('word', fill_value=0); n = t.dataset.nunique()
-    lines = [f"- `{m}` against {_BASES.get(over, over)}: " + ', '.join(f'{word} on {k}' for word, k in row[row > 0].items()) + f' of {n} lists' for (m, over), row in counts.iterrows()]
+    lines = [f"- `{m}` against {_BASES.get(over, over)}: " + ', '.join(f'{word} on {k}' for word, k in row[row > 0].items()).replace('not shown to differ from', 'not told apart') + f' of {n} lists' for (m, over), row in counts.iterrows()]
     return '\n'.join(lines)
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #c800869d
