@@ -139,6 +139,23 @@ def test_key_chooses_the_column_and_the_registry_merges_groups(monkeypatch, tmp_
         datasets.split(cells, "study")
 
 
+def test_embryos_of_another_stage(monkeypatch, tmp_path):
+    "The atlas of mouse embryos is split by stage under its name: stored, compared, and samples that pool stages stay out"
+    monkeypatch.setenv("SCINTERP_CACHE", str(tmp_path))
+    stages = np.resize(["E6.5", "E7.0", "E7.5", "E8.0", "E8.5", "mixed_gastrulation"], 120)
+    embryos = ad.AnnData(np.ones((120, 2), np.float32), uns={"scinterp_source": {"name": "mouse-13k", "registered": True}},
+                         obs=pd.DataFrame({"cell_type": np.resize(["Gut"] * 6 + ["PGC"] * 6, 120), "stage": stages}, index=ids_of(120)))
+    splits = [datasets.split(embryos, "stage", seed) for seed in range(5)]
+    assert {s.groups["test"][0] for s in splits} == {"E6.5", "E7.0", "E7.5", "E8.0", "E8.5"}
+    for seed, split in enumerate(splits):
+        assert set(stages[split.test]) == set(split.groups["test"]) and not set(stages[split.test]) & set(stages[split.train])
+        assert set(stages[split.unused]) == {"mixed_gastrulation"} and len(split.unused) == 20
+        assert (tmp_path / "splits" / "mouse-13k" / f"stage-{seed}.json").is_file() and datasets.split(embryos, "stage", seed).sha256 == split.sha256
+    embryos.obs["stage"] = stages[::-1]
+    with pytest.raises(DataError, match="another stage column"):
+        datasets.split(embryos, "stage")
+
+
 def test_sha256_is_that_of_the_committed_runs(tmp_path):
     runs = sorted((ROOT / "data" / "results").rglob("run.json"))
     assert runs
