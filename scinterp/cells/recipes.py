@@ -207,8 +207,8 @@ def mouse_gastrulation(files: dict, # 'raw_counts.mtx.gz', 'genes.tsv.gz', 'meta
     return _as_counts(adata, 'mouse-13k')
 
 # %% ../../nbs/cells/42_recipes.ipynb #98fb9ad7
-_PRENATAL = re.compile(r'''\b(prenatal|carnegie\ stage|CS\d\d[a-c]?|weeks?\ post-fertili[sz]ation|LMP\ month|trimester|embryo|embryonic|fetal|fetus|foetal|foetus|
-                           zygote|cleavage|morula|blastula|blastocyst|gastrula|neurula|organogenesis)\b''', re.I | re.X)
+_PRENATAL = re.compile(r'''\b(prenatal|carnegie\ stage|CS\d\d[a-c]?|weeks?\ post-fertili[sz]ation|LMP\ month|
+                           trimester|embryo|embryonic|fetal|fetus|foetal|foetus|zygote|cleavage|morula|blastula|blastocyst|gastrula|neurula|organogenesis)\b''', re.I | re.X)
 _BORN = re.compile(r'\b(post-?embryonic|post-?natal|post-?fetal|newborn|neonat\w+|infant\w*|child\w*|year-old|month-old|adult\w*)\b', re.I)
 
 def is_prenatal(stage: str) -> bool:
