@@ -360,6 +360,7 @@ def test_human(mirror, census):
     cells = datasets.load("human-10k")
     rows = census.obs.set_index(census.obs["soma_joinid"].astype(str)).loc[cells.obs_names]
     assert census.opened == ["2025-11-08"] and cells.n_obs == 60
+    assert {datasets.registry()["human-10k"][k] for k in ("study", "donor", "stage")} <= set(cells.obs)
     assert set(cells.obs["cell_type"]) == {"erythrocyte", "hepatocyte", "neuron"}, "the three most frequent; unknown is no type"
     assert set(rows["development_stage"]) == set(STAGES) - {"adult stage", "newborn stage (0-28 days)"} and rows["is_primary_data"].all()
     np.testing.assert_array_equal(cells.X.toarray(), census.X[rows["soma_joinid"].to_numpy() // 3].toarray())
@@ -367,6 +368,43 @@ def test_human(mirror, census):
     assert "substitute" in datasets.registry()["human-10k"]["title"]
     datasets.load("human-10k")
     assert len(census.opened) == 1, "asked once"
+
+
+ORDINALS = ["9th", "10th", "11th", "12th", "13th", "14th", "15th", "16th", "17th", "18th", "19th", "20th", "21st", "22nd", "23rd", "24th", "25th", "26th", "37th", "38th"]
+BEFORE_BIRTH = [  # terms of the Human Developmental Stages ontology that are parts of its prenatal stage, with their synonyms, and what older releases said
+    "prenatal stage", "embryonic stage", "embryonic human stage", "embryo stage", "fetal stage", "fetus stage", "foetus stage", "cleavage stage", "morula stage",
+    "blastula stage", "gastrula stage", "neurula stage", "organogenesis stage", "first trimester", "second and third trimester", "third trimester stage", "CS01",
+    "CS05a", *[f"Carnegie stage {i:02d}" for i in range(1, 24)], "Carnegie stage 05a", "Carnegie stage 06b", "third LMP month human stage",
+    *[f"{nth} week post-fertilization {what}" for nth in ORDINALS for what in ("stage", "human stage")], "8th week post-fertilisation stage",
+    *[f"{nth} LMP month stage" for nth in ("third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")]]
+AFTER_BIRTH = [
+    "postnatal stage", "post-embryonic stage", "post-embryonic human stage", "immature stage", "nursing stage", "newborn stage", "newborn stage (0-28 days)",
+    "newborn human stage", "pediatric stage", "child stage", "child stage (1-4 yo)", "infant stage", "under-1-year-old stage", "1-month-old stage", "18-month-old stage",
+    "1-year-old stage", "third decade stage", "sixth decade human stage", "juvenile stage (5-14 yo)", "adolescent stage", "prime adult stage", "adult stage",
+    "late adult stage", "mature stage", "middle aged stage", "80 year-old and over stage", "life cycle stage", "life cycle", "unknown", "na", ""]
+
+
+@pytest.mark.parametrize("stages, before", [(BEFORE_BIRTH, True), (AFTER_BIRTH, False)])
+def test_stages_before_and_after_birth(stages, before):
+    from scinterp.cells.recipes import is_prenatal
+
+    assert [s for s in stages if is_prenatal(s) is not before] == []
+
+
+def test_human_estimates_are_rounded_and_other_values_refused(mirror, census):
+    "Reads that were shared out give counts with decimals; normalised values must not become counts by rounding"
+    census.X.data[:] = census.X.data * 30 + 0.25
+    mirror.add("human-10k", {}, options={"release": "2025-11-08", "cells": 60, "types": 3, "seed": 0})
+    cells = datasets.load("human-10k")
+    rows = census.obs["soma_joinid"].searchsorted(cells.obs_names.astype(int))
+    np.testing.assert_array_equal(cells.X.toarray(), np.round(census.X[rows].toarray()))
+    census.obs.loc[300:, "dataset_id"] = "logged"
+    values = census.X.data[census.X.indptr[300]:]
+    values[:] = np.log1p(values)
+    mirror.add("human-10k", {}, options={"release": "2025-11-08", "cells": 61, "types": 3, "seed": 0})
+    mirror.built("human-10k").unlink()
+    with pytest.raises(DataError, match="study logged of the Census gives no counts"):
+        datasets.load("human-10k")
 
 
 def test_human_without_the_package(mirror, monkeypatch):

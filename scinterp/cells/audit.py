@@ -97,6 +97,8 @@ _CHEMICAL = set('''
     compound'''.split())
 _CELL = (r'\w*(?:cyte|blast|phil|phage|mast|glia|neuron|clast|progenitor|precursor|lymphoid|'
          r'myeloid|epithelial|endothelial|mesenchymal|thelial|plasma|nk|dc|stem)')
+
+# %% ../../nbs/cells/35_audit.ipynb #954a7946
 _TISSUE = set('''
     blood marrow bone brain forebrain midbrain hindbrain cerebellum cortex hippocampus hypothalamus amygdala striatum thalamus medulla spinal cord
     nerve retina eye cornea ear cochlea skin epidermis dermis heart atrium ventricle aorta artery vein lung trachea airway liver kidney bladder

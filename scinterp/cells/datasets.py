@@ -265,21 +265,22 @@ def _where(name: str, entry: dict) -> str:
 
 # %% ../../nbs/cells/50_datasets.ipynb #5d5dad5c
 def _size_of(path: Path) -> dict:
-    "Title, species, and numbers of cells and types, as far as the file states them; without reading the matrix"
+    "Title, species, label column, and numbers of cells and types, as far as the file states them; without reading the matrix"
     try: obs = read_obs(path)
-    except DataError: return dict(title='a file of SCINTERP_DATA that cannot be read')
-    return dict(title='a file of SCINTERP_DATA', species=stated_species(obs), cells=len(obs), types=obs['cell_type'].nunique() if 'cell_type' in obs else '')
+    except DataError: return dict(title='a file of SCINTERP_DATA that cannot be read', label='')
+    known = dict(label='cell_type', types=obs['cell_type'].nunique()) if 'cell_type' in obs else dict(label='', types='')
+    return dict(title=f'{path.name} of SCINTERP_DATA, not in the registry', species=stated_species(obs), cells=len(obs), **known)
 
 # %% ../../nbs/cells/50_datasets.ipynb #a5e3a356
 def table() -> pd.DataFrame: # index: name
     "Every dataset that can be named here: species, cells, types, what it takes to have it, label column, title"
-    own = {n: dict(label='cell_type', **_size_of(p)) for n, p in local_files().items() if n not in registry()}
+    own = {n: _size_of(p) for n, p in local_files().items() if n not in registry()}
     rows = {n: {c: e.get(c, '') for c in ('species', 'cells', 'types')} | dict(where=_where(n, e), label=e['label'], title=e.get('title', '')) for n, e in (registry() | own).items()}
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('name')
 
 # %% ../../nbs/cells/50_datasets.ipynb #62139206
 def _groups(adata: AnnData, kind: str, key: str | None) -> list[str] | None:
-    "Donor, sample, study or species of each cell, '' where unknown; raises `DataError` if no column holds it"
+    "Donor, sample, study, stage or species of each cell, '' where unknown; raises `DataError` if no column holds it"
     if kind not in GROUP_KINDS:
         if key: raise DataError(f"a {kind} split takes no key: use one of {', '.join(GROUP_KINDS)}")
         return None
@@ -287,7 +288,7 @@ def _groups(adata: AnnData, kind: str, key: str | None) -> list[str] | None:
     if column not in adata.obs:
         several = [c for c in adata.obs if c != 'cell_type' and 1 < adata.obs[c].nunique() < adata.n_obs]
         raise DataError(f"no column {column!r} in obs for a {kind} split: pass key= one of {', '.join(several) or '(none has several values)'}")
-    same = {} if key else entry.get(f'same_{kind}', {})
+    same = {} if key else entry.get(f'same_{kind}', {}) # {name of a group: what it is in truth, '' for no single one}
     return [same.get(g, g) for g in group_names(adata.obs[column])]
 
 # %% ../../nbs/cells/50_datasets.ipynb #624cd815

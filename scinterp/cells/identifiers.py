@@ -64,6 +64,15 @@ def _claims(symbols, lists) -> dict[str, tuple]:
             if name and symbol not in claims.get(name, ()): claims[name] = (*claims.get(name, ()), symbol)
     return claims
 
+# %% ../../nbs/cells/10_identifiers.ipynb #97a72d9e
+def _folded(ways) -> list[dict]: # {lower case: symbols} of the symbols, and of all other names together
+    "The look-ups in lower case"
+    both = [{}, {}]
+    for how, way in ways:
+        part = both[how not in ('symbol', 'same-name')]
+        for name, symbols in way.items(): part[name.lower()] = tuple(dict.fromkeys((*part.get(name.lower(), ()), *symbols)))
+    return both
+
 # %% ../../nbs/cells/10_identifiers.ipynb #ce7b5a69
 @dataclass(frozen=True)
 class _Lookup:
@@ -82,12 +91,7 @@ class _Lookup:
     @cached_property
     def ids(self) -> dict[str, dict]: return {kind: _claims(self.table.symbol, self.table[kind]) for kind in ('ensembl', 'entrez')}
     @cached_property
-    def folded(self) -> list[dict]: # {lower case: symbols} of the symbols, and of all other names together
-        both = [{}, {}]
-        for how, way in self.ways:
-            part = both[how not in ('symbol', 'same-name')]
-            for name, symbols in way.items(): part[name.lower()] = tuple(dict.fromkeys((*part.get(name.lower(), ()), *symbols)))
-        return both
+    def folded(self) -> list[dict]: return _folded(self.ways)
 
 # %% ../../nbs/cells/10_identifiers.ipynb #2e2c1465
 @lru_cache(maxsize=4)

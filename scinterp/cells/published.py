@@ -83,6 +83,7 @@ def _entries(obj) -> Mapping:
     if isinstance(obj, SimpleNamespace): return vars(obj)
     return obj.maps[0] if isinstance(obj, ChainMap) else obj if isinstance(obj, Mapping) else {}
 
+# %% ../../nbs/cells/44_published.ipynb #f9a9ac4c
 def inside(obj, # from `read_rdata`
            *names: str # one a step
           ):

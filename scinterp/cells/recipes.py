@@ -207,11 +207,13 @@ def mouse_gastrulation(files: dict, # 'raw_counts.mtx.gz', 'genes.tsv.gz', 'meta
     return _as_counts(adata, 'mouse-13k')
 
 # %% ../../nbs/cells/42_recipes.ipynb #98fb9ad7
-_PRENATAL = re.compile(r'\b(carnegie stage|post-fertilization|embryonic|fetal|zygote|cleavage|blastula|gastrula|neurula|organogenesis)\b', re.I)
+_PRENATAL = re.compile(r'''\b(prenatal|carnegie\ stage|CS\d\d[a-c]?|weeks?\ post-fertili[sz]ation|LMP\ month|
+                           trimester|embryo|embryonic|fetal|fetus|foetal|foetus|zygote|cleavage|morula|blastula|blastocyst|gastrula|neurula|organogenesis)\b''', re.I | re.X)
+_BORN = re.compile(r'\b(post-?embryonic|post-?natal|post-?fetal|newborn|neonat\w+|infant\w*|child\w*|year-old|month-old|adult\w*)\b', re.I)
 
 def is_prenatal(stage: str) -> bool:
-    "Whether a development stage of the Census (HsapDv) lies before birth"
-    return bool(_PRENATAL.search(stage))
+    "Whether a development stage of the Census (a term of HsapDv) lies before birth"
+    return bool(_PRENATAL.search(stage)) and not _BORN.search(stage)
 
 # %% ../../nbs/cells/42_recipes.ipynb #0a92a4cc
 _COLUMNS = ('cell_type', 'development_stage', 'donor_id', 'dataset_id', 'tissue', 'tissue_general', 'assay', 'disease', 'sex')
@@ -237,6 +239,16 @@ def _census_counts(census, get_anndata, ids: list[int]) -> AnnData:
     var = pd.DataFrame(dict(symbol=unique_symbols(adata.var_names, adata.var['feature_name'])), index=adata.var_names)
     return AnnData(adata.X, obs=adata.obs[[]], var=var)[list(map(str, ids))].copy()
 
+# %% ../../nbs/cells/42_recipes.ipynb #b6316570
+def _rounded(X, studies) -> sparse.csr_matrix:
+    "Estimated counts as whole numbers; raises `DataError` for a study where rounding moves more than a twentieth of them"
+    X = sparse.csr_matrix(X, dtype=np.float32, copy=True); whole = X.copy(); np.round(whole.data, out=whole.data)
+    moved, total = (np.asarray(abs(part).sum(axis=1)).ravel() for part in (X - whole, X))
+    shares = pd.DataFrame(dict(moved=moved, total=total)).groupby(np.asarray(studies, str)).sum(); wrong = shares.index[shares.moved > .05 * shares.total]
+    if len(wrong): raise DataError(f'study {wrong[0]} of the Census gives no counts, its values are far from whole numbers: tell us, it should be left out')
+    whole.eliminate_zeros()
+    return whole
+
 # %% ../../nbs/cells/42_recipes.ipynb #592759f4
 def fetal_cells(census, get_anndata, cells: int = 10_000, types: int = 61, seed: int = 0) -> AnnData:
     "The sample of an open Census: its most frequent prenatal cell types; raises `DataError` if there are fewer"
@@ -244,7 +256,7 @@ def fetal_cells(census, get_anndata, cells: int = 10_000, types: int = 61, seed:
     if len(sizes) < types: raise DataError(f'this Census has {len(sizes)} prenatal cell types, {types} are wanted: it is not the release that is meant')
     obs = obs[obs['cell_type'].isin(sizes.index[:types])]; obs = obs.iloc[sample_cells(obs.index, obs['cell_type'], cells, seed)]
     adata = _census_counts(census, get_anndata, obs.index.astype(int).tolist())
-    adata.X = sparse.csr_matrix(adata.X, dtype=np.float32); np.round(adata.X.data, out=adata.X.data)
+    adata.X = _rounded(adata.X, obs['dataset_id'])
     adata.obs = obs.astype('category')
     return _as_counts(adata, 'human-10k')
 

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core import DataError, digest, write_json
 
 # %% ../../nbs/cells/30_splits.ipynb #be4d63bb
-GROUP_KINDS = ('donor', 'sample', 'study', 'species')
+GROUP_KINDS = ('donor', 'sample', 'study', 'stage', 'species')
 KINDS = ('random', *GROUP_KINDS, 'fewshot-1', 'fewshot-5', 'fewshot-20')
 
 # %% ../../nbs/cells/30_splits.ipynb #d52f2a39
@@ -167,7 +167,7 @@ def make_split(cells, # id of each cell
                labels, # type of each cell
                kind: str = 'random', # one of `KINDS`, or 'fewshot-' and a number
                seed: int = 0, # which of the splits of this kind
-               groups=None # donor, sample, study or species of each cell, where the kind is one of these
+               groups=None # donor, sample, study, stage or species of each cell, where the kind is one of these
               ) -> Split:
     "A new split of these cells; raises `DataError` if they cannot be split so"
     _check_asked(kind, seed, groups); ids, labels = np.array(_text(cells, 'id'), str), np.array(_text(labels, 'label'), str)
