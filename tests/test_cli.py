@@ -152,3 +152,21 @@ def test_readme_names_the_commands():
     assert "make demo" in readme[:2500] and "make test" in readme[:2500]
     targets = (ROOT / "Makefile").read_text()
     assert all(f"\n{t}:" in targets for t in ("demo", "test", "docs", "figures", "bench"))
+
+
+def test_what_can_be_fetched_is_listed(scinterp):
+    done = scinterp("fetch")
+    assert done.returncode == 0 and "mouse-13k" in done.stdout and "genes: the names" in done.stdout
+
+
+@pytest.mark.parametrize("command,words", [(["fetch", "humen-10k"], "human-10k"), (["fetch", "genes"], "SCINTERP_OFFLINE forbids downloads"), (["fetch", "heart"], "only a person can get"),
+                                           (["cost", "demo", "--model", "gpt-9"], "gpt-9"), (["cost", "nowhere"], "no dataset 'nowhere'"), (["cost", "demo", "--source", "moon"], "moon")])
+def test_what_cannot_be_fetched_or_priced_is_one_sentence(scinterp, tmp_path, command, words):
+    done = scinterp(*command, env=os.environ | {"SCINTERP_OFFLINE": "1", "SCINTERP_CACHE": str(tmp_path / "cache")}, cwd=tmp_path)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_cost_needs_no_key(scinterp):
+    env = {k: v for k, v in os.environ.items() if k != "OPENAI_API_KEY"}
+    done = scinterp("cost", "demo", env=env)
+    assert done.returncode == 0 and "765" in done.stdout
