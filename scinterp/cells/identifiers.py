@@ -199,6 +199,7 @@ def match_genes(genes, # gene names, as a file has them
                ) -> pd.DataFrame: # gene, symbol ('' if unknown or ambiguous), how (one of `HOWS`)
     "Match gene names to approved symbols of their species; raises `DataError` for a species we have no names for"
     check_species(species)
+    if isinstance(genes, str): raise DataError(f"genes must be a list, not the text {genes[:20]!r}: pass [{genes[:20]!r}]")
     genes = list(map(str, genes)); names = [g.strip() for g in genes]; key = species, names_source(species)
     entrez = _kinds(names).count('entrez') >= max(1, len(names)/2)
     found = {name: _claimed(name, key, entrez) for name in dict.fromkeys(names)}

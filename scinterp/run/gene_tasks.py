@@ -75,15 +75,24 @@ def judged(y, scores: dict, # (method, control): seeds x genes
     "Areas of all features, and the differences of those without a control from each of `against`"
     row = lambda name, metric, *values: dict(zip(('method', 'control', 'metric', 'value', 'lo', 'hi', 'n'), (*name, metric, *values, len(y))))
     rows = [row(t[0], 'roc_auc', *t[1:4]) for t in auc_table(y, scores, weights=weights).itertuples(index=False)]
-    for base in [next(k for k in scores if name in k) for name in against if any(name in k for k in scores)]:
-        table = auc_table(y, scores, against=base, weights=weights); metric = f"roc_auc_over_{base[1] or base[0]}"
-        rows += [row(t[0], metric, *t[4:7]) for t in table.itertuples(index=False) if t[0][1] == '' and t[0] != base]
+    for method, name in [(m, name) for m, control in scores if not control for name in against]:
+        base = (method, name) if (method, name) in scores else (name, '') # a control of its own, or a method
+        if base not in scores or base == (method, ''): continue
+        pair = auc_table(y, {(method, ''): scores[method, ''], base: scores[base]}, against=base, weights=weights)
+        rows.append(row((method, ''), f'roc_auc_over_{name}', *next(pair.itertuples(index=False))[4:7]))
     return rows
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #4d860fbd
+def _rows_of(genes: list, symbols) -> np.ndarray:
+    "Row of each symbol among `genes`; raises `InputError` if one is not there"
+    at = pd.Index(genes).get_indexer(symbols)
+    if (at < 0).any(): raise InputError(f'{(at < 0).sum()} genes of the list have no vector: give vectors for all of them')
+    return at
+
+# %% ../../nbs/run/25_gene_tasks.ipynb #7dd2357b
 def two_class_task(path: Path, genes: list, features: dict, seeds, against, C: float) -> list[dict]: # features: (method, control) to seed to genes x features
     "Rows of one gene list"
-    told = read_gene_list(path); at = pd.Index(genes).get_indexer(told.symbol); y = told.label.to_numpy()
+    told = read_gene_list(path); at = _rows_of(genes, told.symbol); y = told.label.to_numpy()
     scores = {name: np.concatenate([out_of_fold(made(seed)[at], y, [seed], C=C) for seed in seeds]) for name, made in features.items()}
     return judged(y, scores, against, gene_weights(y))
 
@@ -98,8 +107,8 @@ def read_pairs(path: Path) -> pd.DataFrame: # a, b, label
 
 def pair_task(train: Path, test: Path, genes: list, features: dict, seeds, against, C: float) -> list[dict]:
     "Rows of gene-gene interaction; intervals draw genes"
-    fit, ask = read_pairs(train), read_pairs(test); fit = fit.sample(min(MAX_PAIRS, len(fit)), random_state=0); index = pd.Index(genes)
-    of = lambda E, pairs: E[index.get_indexer(pairs.a)] + E[index.get_indexer(pairs.b)]
+    fit, ask = read_pairs(train), read_pairs(test); fit = fit.sample(min(MAX_PAIRS, len(fit)), random_state=0)
+    of = lambda E, pairs: E[_rows_of(genes, pairs.a)] + E[_rows_of(genes, pairs.b)]
     score = lambda E: gene_classifier(C).fit(of(E, fit), fit.label).decision_function(of(E, ask))
     return judged(ask.label.to_numpy(), {name: np.stack([score(made(seed)) for seed in seeds[:1]]) for name, made in features.items()}, against, pair_weights(ask.a, ask.b))
 
@@ -112,7 +121,7 @@ def read_classes(path: Path, smallest: int) -> pd.DataFrame: # symbol, label
 
 def class_task(path: Path, genes: list, features: dict, smallest: int, seed: int, C: float) -> list[dict]:
     "Rows of the functional classes: accuracy and macro-F1 on 30 % of the genes"
-    told = read_classes(path, smallest); at = pd.Index(genes).get_indexer(told.symbol); train, test = train_test_split(np.arange(len(told)), test_size=.3, random_state=seed, stratify=told.label)
+    told = read_classes(path, smallest); at = _rows_of(genes, told.symbol); train, test = train_test_split(np.arange(len(told)), test_size=.3, random_state=seed, stratify=told.label)
     rows = []
     for (method, control), made in features.items():
         X = made(0)[at]; called = gene_classifier(C).fit(X[train], told.label[train]).predict(X[test])
@@ -135,6 +144,9 @@ def _task_rows(task: dict, genes, features, seeds, config) -> list[dict]:
     return two_class_task(files[0], genes, features, seeds, against, C)
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #e4b4434c
+_JUDGED = {'pairs': ('given', 1), 'classes': ('70/30', 1)}
+
+# %% ../../nbs/run/25_gene_tasks.ipynb #6c7b9273
 def run_gene_tasks(out, # folder for results.csv and run.json
                    profile: str = 'cpu', # of data/configs/gene_tasks.toml
                    encoders=None, # default: those of the configuration
@@ -150,7 +162,8 @@ def run_gene_tasks(out, # folder for results.csv and run.json
     rows = []
     for task in tqdm(tasks, desc='gene lists', disable=not progress):
         start = time.perf_counter(); made = _task_rows(task, genes, features, chosen['seeds'], config); seconds = time.perf_counter() - start
-        rows += [r | dict(dataset=task['name'], split='5-fold', seed=len(chosen['seeds']), seconds=seconds/len(features)) for r in made]
+        split, fits = _JUDGED.get(task.get('kind'), ('5-fold', len(chosen['seeds'])))
+        rows += [r | dict(dataset=task['name'], split=split, seed=fits, seconds=seconds/len(features)) for r in made]
     return _write(Path(out), pd.DataFrame(rows), tasks, text, profile, len(genes))
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #d05b216b
@@ -166,7 +179,8 @@ def task_titles() -> dict[str, str]:
     "Titles of the tasks by name, in the order of the configuration"
     return {t['name']: t['title'] for t in gene_task_config()['tasks']}
 
-_BASES = {'text-length': 'the length of the text', 'tfidf': 'a bag of words', 'symbol-only': 'its vector of the bare symbol', 'random-table': 'random vectors'}
+_BASES = {'text-length': 'the length of the text', 'tfidf': 'a bag of words', 'symbol-only': 'its vector of the bare symbol',
+          'random-table': 'random vectors', 'permuted-text': 'its vectors on the wrong genes'}
 
 def _verdict(r) -> str:
     "A difference in words"

@@ -49,7 +49,9 @@ def _pooling_said(said: dict) -> str:
 def _steps(folder: Path, pooling: str | None = None # asked for by name
           ) -> tuple[Path, str | None, bool, bool]: # the transformer's folder, pooling (None: not said), unit length, whether a prompt is pooled
     "How `modules.json` goes from tokens to a vector; raises `ModelError` for a step that is not known here"
-    steps = {m['type'].rsplit('.', 1)[-1]: folder/m['path'] for m in sorted(_read(folder/'modules.json') or [], key=lambda m: m['idx'])}
+    try: steps = {m['type'].rsplit('.', 1)[-1]: folder/m['path'] for m in sorted(_read(folder/'modules.json') or [], key=lambda m: m['idx'])}
+    except (KeyError, TypeError, AttributeError): raise ModelError(f'{folder.name}/modules.json is not what a model has there: download the model again') from None
+    if outside := [p for p in steps.values() if '..' in p.parts or not p.is_relative_to(folder)]: raise ModelError(f'{folder.name}/modules.json points outside its folder ({outside[0].name}): do not use this model')
     if not steps: return folder, pooling, True, True
     if (strange := set(steps) - {'Transformer', 'Pooling', 'Normalize'}) and not pooling:
         raise ModelError(f"{folder.name} has a step that is not known here ({', '.join(sorted(strange))}): choose another model, or pass pooling= to use its transformer alone")

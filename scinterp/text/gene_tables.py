@@ -59,7 +59,10 @@ def sha256(self: GeneTable) -> str:
 
 # %% ../../nbs/text/30_gene_tables.ipynb #8461d38a
 def _species_of(genes) -> str: return getattr(genes, 'uns', {}).get('scinterp_source', {}).get('species') or ''
-def _names_of(genes) -> list[str]: return list(map(str, getattr(genes, 'var_names', genes)))
+def _names_of(genes) -> list[str]:
+    "Names of the genes of a list or an AnnData; raises `InputError` for a single string, whose letters are no genes"
+    if isinstance(genes, str): raise InputError(f"genes must be a list, not the text {genes[:20]!r}: pass [{genes[:20]!r}]")
+    return list(map(str, getattr(genes, 'var_names', genes)))
 
 @patch
 def _aligned(self: GeneTable, genes: list, species: str) -> pd.DataFrame: # gene, row, how
@@ -154,7 +157,9 @@ def from_vectors(cls,
                  name: str # what they are, for the record
                 ) -> GeneTable:
     "A table of vectors made elsewhere; raises `InputError` if they do not fit the genes, `DataError` for another species"
-    return cls(np.array(vectors, np.float32, ndmin=2), list(map(str, genes)), species, dict(source=str(name)))
+    genes = _names_of(genes); named = list(map(str, vectors.index)) if isinstance(vectors, pd.DataFrame) else genes
+    if named != genes: raise InputError('the rows of the DataFrame are not the genes, in their order: pass vectors.loc[genes], or list(vectors.index) as genes')
+    return cls(np.array(vectors, np.float32, ndmin=2), genes, species, dict(source=str(name)))
 
 # %% ../../nbs/text/30_gene_tables.ipynb #99fc3709
 @patch

@@ -99,7 +99,8 @@ def encode_once(texts, # any number of them
                 progress: bool = False
                ) -> tuple[np.ndarray, int | None]: # float32, texts x d; how many texts the encoder cut, None if it did not say
     "Vectors of `texts`, from the cache where it has them; raises `InputError` without texts, `ModelError` for an encoder that gives no proper vectors"
-    texts = list(map(str, texts))
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if wrong := [t for t in texts if not isinstance(t, str)]: raise InputError(f'{wrong[0]!r} is no text: describe every gene, or leave it out')
     if not texts: raise InputError('there are no texts to embed: pass at least one')
     if isinstance(getattr(encoder, 'store', None), VectorStore): return _checked(encoder(texts, progress=progress), len(texts), encoder), encoder.truncated
     store, keys = VectorStore(vector_folder(encoder)), _keys(texts, encoder)
