@@ -19,7 +19,7 @@ from ..cells.downloads import Again, Refused, offline, wait_for
 from ..cells.nomenclature import SPECIES
 from ..core import InputError, ModelError, cache_dir, shipped
 from .api import OPENAI, BudgetError, Lost, address, call, connect
-from .tape import Tape
+from .tape import Tape, without_secrets
 
 # %% ../../nbs/text/08_llm.ipynb #0b1d225a
 def check_name(name: str, longest: int = 200) -> str:
@@ -76,7 +76,8 @@ def _parse(text: str):
 def _sorted_out(text: str, ids, schema: dict) -> tuple[dict, list, str]: # answers by id, ids not asked for, what was wrong
     "Answers in `text` that belong to `ids` and fit `schema`"
     from jsonschema import Draft202012Validator
-    try: listed = _parse(text); entries = [(str(e['id']), e['answer']) for e in listed['answers']]
+    asked = {without_secrets(id): id for id in ids} # as the tape gives an id back that looks like a key
+    try: listed = _parse(text); entries = [(asked.get(without_secrets(str(e['id'])), str(e['id'])), e['answer']) for e in listed['answers']]
     except (ValueError, TypeError, KeyError, RecursionError): return {}, [], 'the answer is not the JSON that was asked for'
     fits, by_id, wrong = Draft202012Validator(schema).is_valid, {}, set()
     for id, answer in entries: wrong |= {id} if answer in ('', None) or not fits(answer) or by_id.setdefault(id, answer) != answer else set()
