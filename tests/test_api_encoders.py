@@ -446,6 +446,26 @@ def test_a_budget_counts_answers_that_never_arrive(api, make, fault):
     assert len(api.seen) == 2 and encode.spent == pytest.approx(2 * plan.money[1])
 
 
+def test_a_budget_in_tokens(api, make):
+    "Also where no price is known"
+    high = make(dry_run=True)(TEXTS).tokens[1]
+    with pytest.raises(InputError, match="the budget is"):
+        make("some-model", budget=f"{high - 1} tokens")(TEXTS)
+    assert not api.seen and right(make("some-model", budget=f"{high} tokens")(TEXTS))
+
+
+@pytest.mark.parametrize("budget", ["5 euros", "tokens", -1, float("nan"), True, [1], {}])
+def test_budgets_that_cannot_be_used(make, budget):
+    with pytest.raises(InputError, match="not understood"):
+        make(budget=budget)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:port/v1", "http://localhost:99999/v1", "http://[::1/v1"])
+def test_addresses_that_are_none(make, url):
+    with pytest.raises(InputError, match="not an address"):
+        make(base_url=url)
+
+
 # ---- the Batch API
 
 

@@ -498,6 +498,20 @@ def test_any_json_comes_back_as_it_went(tmp_path_factory, request_, answer):
         assert tape.get(request_) == answer and key == Tape(folder).key(tape.entry(key)["request"])
 
 
+@pytest.mark.parametrize("schema", ["string", None, {"type": "strnig"}, {"type": "object", "properties": []}, {"enum": 3}])
+def test_a_schema_with_a_slip_costs_nothing(api, talk, schema):
+    with pytest.raises(InputError, match="schema"):
+        talk().ask(items(), schema, "Describe.")
+    assert api.seen == []
+
+
+@pytest.mark.parametrize("prompts", [{"a": "hello", "b": None}, {"a": 3}, {"a": ["hello"]}, ["hello"]])
+def test_prompts_that_are_not_text_cost_nothing(api, talk, prompts):
+    with pytest.raises(InputError, match="prompt"):
+        talk().tell(prompts)
+    assert api.seen == []
+
+
 # ---- names are data
 
 
@@ -648,7 +662,8 @@ def test_a_key_is_not_sent_in_the_clear_to_another_machine():
 
 
 @pytest.mark.parametrize("options, told", [(dict(base_url="ftp://x"), "begins with http"), (dict(base_url=f"https://{KEY}@x/v1"), "keys come from OPENAI_API_KEY"), (dict(budget="5 euros"), "not understood"),
-                                           (dict(budget=-1), "not understood"), (dict(budget=True), "not understood"), (dict(model="a\nb"), "line breaks"), (dict(budget=1, price=lambda m: (1,)), "is wanted")])
+                                           (dict(budget=-1), "not understood"), (dict(budget=True), "not understood"), (dict(budget=[1]), "not understood"), (dict(base_url="http://localhost:port/v1"), "not an address"), (dict(base_url="http://[::1/v1"), "not an address"),
+                                           (dict(model="a\nb"), "line breaks"), (dict(budget=1, price=lambda m: (1,)), "is wanted")])
 def test_settings_that_cannot_be_used(talk, options, told):
     with pytest.raises(InputError, match=told) as e:
         talk(**options)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..cells.downloads import Again, Refused, offline, wait_for
 from ..core import InputError, ModelError, cache_dir, digest, write_json
-from .api import OPENAI, BudgetError, Lost, address, call, connect, refill, said
+from .api import OPENAI, BudgetError, Lost, address, call, connect, read_budget, refill, said
 from .cost import BATCH_INPUTS, LONGEST_INPUT, MOST_INPUTS, PIECE, Estimate, count_tokens, estimate, over_budget, pack, price, price_table, upper_count
 from .vector_store import VectorStore, text_key
 
@@ -29,7 +29,7 @@ class OpenAIEncoder:
                  base_url: str | None = None, # another server; default: $OPENAI_BASE_URL, or OpenAI
                  dimensions: int | None = None, # shorter vectors, where the model offers them
                  folder=None, # for the vectors; default: `vectors` in the cache folder
-                 budget: float | None = None, # most that this encoder may spend, in the currency of its price
+                 budget=None, # most that this encoder may spend: a number in the currency of its price, or '200000 tokens'
                  batch: bool = False, # by the Batch API: half the price, within a day
                  dry_run: bool = False, # give an `Estimate` and send nothing
                  prices=None, # price file of your own
@@ -41,13 +41,14 @@ class OpenAIEncoder:
                  longest_wait: float = 120, # seconds that a server may ask to wait
                  poll: float = 30): # seconds between two looks at a batch
         self.model, self.base_url, self.dimensions = model.removeprefix('openai:'), address(base_url), dimensions
-        self.budget, self.batch, self.dry_run, self.prices, self.max_tokens, self.inputs = budget, batch, dry_run, prices, max_tokens, inputs
+        self.budget, self._unit = (None, '') if budget is None else read_budget(budget)
+        self.batch, self.dry_run, self.prices, self.max_tokens, self.inputs = batch, dry_run, prices, max_tokens, inputs
         self.timeout, self.retries, self.backoff, self.longest_wait, self.poll = timeout, retries, backoff, longest_wait, poll
         self.truncated, self.requests, self.tokens, self.spent = 0, 0, 0, 0.
         self.name = f'openai:{self.model}'; self.revision = self._revision()
         part = digest('vectors-1', self.model, dimensions, self.base_url)[:8]
         self.store = VectorStore(Path(folder or cache_dir()/'vectors')/f"{re.sub(r'[^A-Za-z0-9.-]+', '_', self.model)}-{dimensions or 'full'}-{part}")
-        if budget is not None: price(self.model, prices) # a budget needs a price
+        if self._unit == 'money': price(self.model, prices) # such a budget needs a price
 
     def __repr__(self): return f'OpenAIEncoder({self.revision})'
 
@@ -170,7 +171,9 @@ def _cost(self: OpenAIEncoder, tokens: float) -> float:
 def _check_budget(self: OpenAIEncoder, high: int):
     "Raise `BudgetError` if so many tokens would go over the budget"
     if self.budget is None: return
-    if why := over_budget(self._cost(high), self.budget, self.spent, price(self.model, self.prices)['currency']): raise BudgetError(f'{self.name}: {why}')
+    if self._unit == 'tokens': why = over_budget(high, self.budget, self.tokens, 'tokens')
+    else: why = over_budget(self._cost(high), self.budget, self.spent, price(self.model, self.prices)['currency'])
+    if why: raise BudgetError(f'{self.name}: {why}')
 
 # %% ../../nbs/text/25_api_encoders.ipynb #173f2642
 @patch
