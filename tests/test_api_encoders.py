@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from scinterp.core import InputError, ModelError
 from scinterp.text import api_encoders
 from scinterp.text.api_encoders import OpenAIEncoder
-from scinterp.text.cost import estimate
+from scinterp.text.cost import count_tokens, estimate
 from scinterp.text.vector_cache import encode_once
 from scinterp.text.vector_store import VectorStore, text_key
 
@@ -435,6 +435,37 @@ def test_a_budget_counts_what_repeats_cost(api, make):
     assert api.usage["prompt"] * .02 / 1e6 <= encode.budget
 
 
+@pytest.mark.parametrize("fault", [lambda: cut(20), lambda: hang(3)])
+def test_a_budget_counts_answers_that_never_arrive(api, make, fault):
+    "A line that breaks, or stays silent, after the work was done"
+    plan = make(dry_run=True)(TEXTS[:4])
+    encode = make(budget=plan.money[1] * 2.5, retries=100, timeout=.2)
+    api.trouble = lambda r: fault()
+    with pytest.raises(InputError, match="the budget is"):
+        encode(TEXTS[:4])
+    assert len(api.seen) == 2 and encode.spent == pytest.approx(2 * plan.money[1])
+
+
+def test_a_budget_in_tokens(api, make):
+    "Also where no price is known"
+    high = make(dry_run=True)(TEXTS).tokens[1]
+    with pytest.raises(InputError, match="the budget is"):
+        make("some-model", budget=f"{high - 1} tokens")(TEXTS)
+    assert not api.seen and right(make("some-model", budget=f"{high} tokens")(TEXTS))
+
+
+@pytest.mark.parametrize("budget", ["5 euros", "tokens", -1, float("nan"), True, [1], {}])
+def test_budgets_that_cannot_be_used(make, budget):
+    with pytest.raises(InputError, match="not understood"):
+        make(budget=budget)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:port/v1", "http://localhost:99999/v1", "http://[::1/v1"])
+def test_addresses_that_are_none(make, url):
+    with pytest.raises(InputError, match="not an address"):
+        make(base_url=url)
+
+
 # ---- the Batch API
 
 
@@ -524,12 +555,68 @@ def test_two_processes_wait_for_one_batch(api, make, tmp_path):
     assert len(api.batches) == 1 and paid(api) and right(make()(TEXTS))
 
 
-def test_a_batch_that_the_server_has_forgotten(api, make):
+def test_a_batch_that_this_key_does_not_see(api, make):
+    "Another key is told 404; the batch is still there, and is not paid for twice"
     encode = make(batch=True)
     api.faults[f"{BATCHES}/batch_1"] = [error(404, "No batch found")]
-    with pytest.raises(ModelError, match="HTTP 404"):
+    with pytest.raises(ModelError, match="HTTP 404.*not visible to this key: use the key it was begun with, or delete .*json to pay again"):
         encode(TEXTS)
-    assert not encode._notes() and right(make(batch=True)(TEXTS)) and len(api.batches) == 2
+    assert len(encode._notes()) == 1 and right(make(batch=True)(TEXTS)) and len(api.batches) == 1 and paid(api)
+
+
+@pytest.mark.parametrize("code", [401, 403, 404])
+def test_a_batch_that_this_key_may_not_begin(api, make, code):
+    encode = make(batch=True)
+    api.faults[BATCHES] = [cut(5), error(code, "No such file, or not for you")]  # begun, but the answer was lost; then the key was changed
+    with pytest.raises(ModelError, match=f"HTTP {code}.*not visible to this key"):
+        encode(TEXTS)
+    assert len(encode._notes()) == 1 and right(make(batch=True)(TEXTS)) and len(api.batches) == 1 and paid(api)
+
+
+def test_a_file_that_cannot_be_a_batch_is_forgotten(api, make):
+    encode = make(batch=True)
+    api.faults[BATCHES] = [error(400, "Invalid input file: it is empty")]
+    with pytest.raises(ModelError, match="HTTP 400"):
+        encode(TEXTS)
+    assert not encode._notes() and right(make(batch=True)(TEXTS)) and len(api.batches) == 1
+
+
+@pytest.mark.parametrize("left", ["", '{"file": "file', "{}", "[1]"])
+def test_a_damaged_note_is_written_again(api, make, left):
+    encode = make(batch=True)
+    api.faults[f"{BATCHES}/batch_1"] = [error(404, "No batch found")]
+    with pytest.raises(ModelError):
+        encode(TEXTS)
+    note, = encode._notes()
+    note.write_text(left)
+    assert right(make(batch=True)(TEXTS)) and len(api.batches) == 1 and paid(api) and not note.exists()
+
+
+def test_a_damaged_note_that_nobody_knows_is_named(api, make):
+    encode = make(batch=True)
+    note = encode.store.folder / "jobs" / "0123456789abcdef.json"
+    note.parent.mkdir(parents=True)
+    note.write_text('{"file":')
+    with pytest.raises(ModelError, match="0123456789abcdef.json is damaged.*delete it"):
+        encode(TEXTS)
+    note.unlink()
+    assert right(encode(TEXTS)) and paid(api)
+
+
+def test_every_answered_line_of_a_batch_is_charged(api, make):
+    "Also one that cannot be used; and by its upper count where the server does not say"
+    def line(i, answer):
+        if i == 0:
+            answer["response"]["body"]["data"][0]["embedding"] = "AAAA"
+        if i == 1:
+            del answer["response"]["body"]["usage"]
+        return answer
+    api.batch_line = line
+    encode = make(batch=True)
+    with pytest.raises(ModelError, match="1 of 20 texts unanswered"):
+        encode(TEXTS)
+    high = int(count_tokens(TEXTS[1]).high[0])
+    assert encode.tokens == sum(map(api.count, TEXTS)) - api.count(TEXTS[1]) + high
 
 
 def test_a_budget_and_a_batch(api, make):

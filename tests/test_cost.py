@@ -101,7 +101,8 @@ def test_prices_of_your_own_win(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text, why", [("[", "no price file"), ("m = 1", "a table is wanted"), ('["m"]\ninput = 1', "task must be"), ('["m"]\ntask = "embed"', "input must be"),
                                        ('["m"]\ntask = "chat"\ninput = 1', "output must be"), ('["m"]\ntask = "embed"\ninput = nan', "input must be"),
                                        ('["m"]\ntask = "embed"\ninput = true', "input must be"), ('["m"]\ntask = "embed"\ninput = 1\nbatch = 0', "batch must be"),
-                                       ('["m"]\ntask = "embed"\ninput = 1\nImput = 1', "unknown key")])
+                                       ('["m"]\ntask = "embed"\ninput = 1\nImput = 1', "unknown key"),
+                                       *[(f'["m"]\ntask = "embed"\ninput = 1\n{key} = {value}', f"{key} must be") for key, value in (("batch", '"half"'), ("rpm", '"many"'), ("tpm", "[1]"), ("queue", '"long"'), ("queue", 0))]])
 def test_a_price_file_that_cannot_be_used(tmp_path, text, why):
     (tmp_path / "p.toml").write_text(text)
     with pytest.raises(InputError, match=why):
@@ -195,6 +196,14 @@ def test_reports_take_lists_files_and_data_sets(tmp_path):
     for genes, why in (([], "empty"), (tmp_path / "no.csv", "there is no file")):
         with pytest.raises(InputError, match=why):
             cost.cost_report(genes)
+
+
+def test_gene_files_as_spreadsheets_write_them(tmp_path):
+    (tmp_path / "genes.csv").write_text('"CD79A","B cells, all"\n"MS4A1",1\n')
+    assert cost.cost_report(tmp_path / "genes.csv", species="human") == cost.cost_report(["CD79A", "MS4A1"], species="human")
+    (tmp_path / "genes.csv").write_bytes("CD79A,naïve\n".encode("latin-1"))
+    with pytest.raises(InputError, match="not text in UTF-8"):
+        cost.cost_report(tmp_path / "genes.csv", species="human")
 
 
 def test_no_key_is_needed_and_nothing_is_sent(monkeypatch):

@@ -498,6 +498,20 @@ def test_any_json_comes_back_as_it_went(tmp_path_factory, request_, answer):
         assert tape.get(request_) == answer and key == Tape(folder).key(tape.entry(key)["request"])
 
 
+@pytest.mark.parametrize("schema", ["string", None, {"type": "strnig"}, {"type": "object", "properties": []}, {"enum": 3}])
+def test_a_schema_with_a_slip_costs_nothing(api, talk, schema):
+    with pytest.raises(InputError, match="schema"):
+        talk().ask(items(), schema, "Describe.")
+    assert api.seen == []
+
+
+@pytest.mark.parametrize("prompts", [{"a": "hello", "b": None}, {"a": 3}, {"a": ["hello"]}, ["hello"]])
+def test_prompts_that_are_not_text_cost_nothing(api, talk, prompts):
+    with pytest.raises(InputError, match="prompt"):
+        talk().tell(prompts)
+    assert api.seen == []
+
+
 # ---- names are data
 
 
@@ -568,7 +582,7 @@ def test_the_key_is_nowhere(api, talk, tmp_path, caplog, capfd, monkeypatch):
     api.reply = echo
     chat = talk()
     said = chat.tell({"x": "hello"})["x"]
-    assert said == "Your header was Bearer [removed], [removed]."
+    assert re.fullmatch(r"Your header was Bearer \[removed:\w{8}\], \[removed:\w{8}\][.]", said)
     trouble = [error(401, f"Incorrect API key provided: {KEY}"), error(400, f"bad {KEY}"), *[error(500, KEY)] * 4, *[reset()] * 4, *[broken_json()] * 4, error(429, KEY, "insufficient_quota")]
     api.faults[CHAT] = trouble
     raised = []
@@ -592,10 +606,46 @@ def test_the_key_is_nowhere(api, talk, tmp_path, caplog, capfd, monkeypatch):
 @pytest.mark.parametrize("secret", ["sk-" + "Xy7" * 9, "sk-svcacct-" + "Xy_7-" * 9, "org-" + "Xy7" * 8, "proj_" + "Xy7" * 8])
 def test_the_key_of_somebody_else_is_not_kept_either(api, talk, secret):
     api.reply = lambda request: f"The key is {secret}."
-    assert talk().tell({"x": "hello"}) == {"x": "The key is [removed]."}
+    assert re.fullmatch(r"The key is \[removed:\w{8}\][.]", talk().tell({"x": "hello"})["x"])
     api.faults[CHAT] = [error(400, f"no access for {secret}")]
-    with pytest.raises(ModelError, match=r"no access for \[removed\]"):
+    with pytest.raises(ModelError, match=r"no access for \[removed:\w{8}\]"):
         talk().tell({"y": "hello again"})
+
+
+def test_what_is_blotted_out_still_tells_questions_apart(api, talk, monkeypatch):
+    "Ids of clusters are no keys; where an id or a text does look like one, answers are neither swapped nor paid for again"
+    secrets = ["org-" + "Xy7" * 8, "org-" + "Zz9" * 8]
+    ids = ["org-day30-batchA-cluster5", "org-day30-batchA-cluster6", "proj_organoid_2024_day30_a", "sk-n-sh-day30-batchA-cluster5", *secrets]
+    asked = {id: id for id in ids}
+    want = {id: f"About {id}." for id in ids[:4]}
+    for batch, requests in ((20, 1), (1, 7)):
+        for _ in range(2):
+            got = talk().ask(asked, TEXT, "Describe.", batch=batch)
+            assert list(got) == ids and want.items() <= got.items() and got[secrets[0]] != got[secrets[1]] and len(api.seen) == requests
+    assert not any(s in f.read_text() for f in talk().tape.path.glob("??/*.json") for s in secrets)
+
+
+def test_a_key_that_is_a_word_of_the_request(talk, monkeypatch):
+    "A local server may take the name of its model for a key: two models and two servers stay two"
+    monkeypatch.setenv("OPENAI_API_KEY", "localhost")
+    tape = talk().tape
+    key = tape.put({"model": "localhost-8b", "base_url": "http://localhost:1/v1", "messages": "x"}, "one")
+    assert tape.entry(key)["request"] == {"model": "localhost-8b", "base_url": "http://localhost:1/v1", "messages": "x"}
+    monkeypatch.setenv("OPENAI_API_KEY", "another-word")
+    assert tape.get({"model": "localhost-8b", "base_url": "http://localhost:1/v1", "messages": "x"}) == "one"
+
+
+def test_a_key_with_blanks_around_it(api, talk, monkeypatch):
+    "As a shell or a secrets file may leave it: what is sent, and must not be kept, is the key without them"
+    monkeypatch.setenv("OPENAI_API_KEY", " local-Ab3dE6gH9\n")
+    api.key = "local-Ab3dE6gH9"
+    api.reply = lambda request: f"Your key is {api.key}."
+    chat = talk()
+    assert re.fullmatch(r"Your key is \[removed:\w{8}\][.]", chat.tell({"x": "hello"})["x"])
+    api.faults[CHAT] = [error(401, f"Incorrect API key provided: {api.key}")]
+    with pytest.raises(ModelError, match=r"provided: \[removed:\w{8}\]") as e:
+        chat.tell({"y": "hello again"})
+    assert api.key not in str(e.value) + "".join(f.read_text() for f in chat.tape.path.glob("??/*.json"))
 
 
 def test_no_key_no_request(api, talk, monkeypatch):
@@ -612,7 +662,8 @@ def test_a_key_is_not_sent_in_the_clear_to_another_machine():
 
 
 @pytest.mark.parametrize("options, told", [(dict(base_url="ftp://x"), "begins with http"), (dict(base_url=f"https://{KEY}@x/v1"), "keys come from OPENAI_API_KEY"), (dict(budget="5 euros"), "not understood"),
-                                           (dict(budget=-1), "not understood"), (dict(budget=True), "not understood"), (dict(model="a\nb"), "line breaks"), (dict(budget=1, price=lambda m: (1,)), "is wanted")])
+                                           (dict(budget=-1), "not understood"), (dict(budget=True), "not understood"), (dict(budget=[1]), "not understood"), (dict(base_url="http://localhost:port/v1"), "not an address"), (dict(base_url="http://[::1/v1"), "not an address"),
+                                           (dict(model="a\nb"), "line breaks"), (dict(budget=1, price=lambda m: (1,)), "is wanted")])
 def test_settings_that_cannot_be_used(talk, options, told):
     with pytest.raises(InputError, match=told) as e:
         talk(**options)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..cells.downloads import Again, Refused, offline, wait_for
 from ..core import InputError, ModelError, cache_dir, digest, write_json
-from .api import OPENAI, BudgetError, address, call, connect, refill, said
+from .api import OPENAI, BudgetError, Lost, address, call, connect, read_budget, refill, said
 from .cost import BATCH_INPUTS, LONGEST_INPUT, MOST_INPUTS, PIECE, Estimate, count_tokens, estimate, over_budget, pack, price, price_table, upper_count
 from .vector_store import VectorStore, text_key
 
@@ -29,7 +29,7 @@ class OpenAIEncoder:
                  base_url: str | None = None, # another server; default: $OPENAI_BASE_URL, or OpenAI
                  dimensions: int | None = None, # shorter vectors, where the model offers them
                  folder=None, # for the vectors; default: `vectors` in the cache folder
-                 budget: float | None = None, # most that this encoder may spend, in the currency of its price
+                 budget=None, # most that this encoder may spend: a number in the currency of its price, or '200000 tokens'
                  batch: bool = False, # by the Batch API: half the price, within a day
                  dry_run: bool = False, # give an `Estimate` and send nothing
                  prices=None, # price file of your own
@@ -41,13 +41,14 @@ class OpenAIEncoder:
                  longest_wait: float = 120, # seconds that a server may ask to wait
                  poll: float = 30): # seconds between two looks at a batch
         self.model, self.base_url, self.dimensions = model.removeprefix('openai:'), address(base_url), dimensions
-        self.budget, self.batch, self.dry_run, self.prices, self.max_tokens, self.inputs = budget, batch, dry_run, prices, max_tokens, inputs
+        self.budget, self._unit = (None, '') if budget is None else read_budget(budget)
+        self.batch, self.dry_run, self.prices, self.max_tokens, self.inputs = batch, dry_run, prices, max_tokens, inputs
         self.timeout, self.retries, self.backoff, self.longest_wait, self.poll = timeout, retries, backoff, longest_wait, poll
         self.truncated, self.requests, self.tokens, self.spent = 0, 0, 0, 0.
         self.name = f'openai:{self.model}'; self.revision = self._revision()
         part = digest('vectors-1', self.model, dimensions, self.base_url)[:8]
         self.store = VectorStore(Path(folder or cache_dir()/'vectors')/f"{re.sub(r'[^A-Za-z0-9.-]+', '_', self.model)}-{dimensions or 'full'}-{part}")
-        if budget is not None: price(self.model, prices) # a budget needs a price
+        if self._unit == 'money': price(self.model, prices) # such a budget needs a price
 
     def __repr__(self): return f'OpenAIEncoder({self.revision})'
 
@@ -149,7 +150,8 @@ def _body(self: OpenAIEncoder, texts) -> dict:
 def _ask(self: OpenAIEncoder, client, texts: list, high: int, width) -> tuple[dict, float, str]:
     "Vectors of one request by text key, seconds to wait before the next, and what was wrong ('' if nothing)"
     self._check_budget(high)
-    answer = self._call(lambda: client.embeddings.with_raw_response.create(**self._body(texts))); self.requests += 1
+    try: answer = self._call(lambda: client.embeddings.with_raw_response.create(**self._body(texts))); self.requests += 1
+    except Lost: self._pay(None, high); raise # it may have been charged
     try: told = json.loads(answer.content)
     except ValueError: told = None
     self._pay(told, high); rows = _rows(told, len(texts), width)
@@ -169,7 +171,9 @@ def _cost(self: OpenAIEncoder, tokens: float) -> float:
 def _check_budget(self: OpenAIEncoder, high: int):
     "Raise `BudgetError` if so many tokens would go over the budget"
     if self.budget is None: return
-    if why := over_budget(self._cost(high), self.budget, self.spent, price(self.model, self.prices)['currency']): raise BudgetError(f'{self.name}: {why}')
+    if self._unit == 'tokens': why = over_budget(high, self.budget, self.tokens, 'tokens')
+    else: why = over_budget(self._cost(high), self.budget, self.spent, price(self.model, self.prices)['currency'])
+    if why: raise BudgetError(f'{self.name}: {why}')
 
 # %% ../../nbs/text/25_api_encoders.ipynb #173f2642
 @patch
@@ -254,9 +258,25 @@ def _notes(self: OpenAIEncoder, keys=None) -> dict:
     for path in sorted((self.store.folder/'jobs').glob('*.json')):
         try: notes[path] = json.loads(path.read_text(encoding='utf-8'))
         except FileNotFoundError: continue # another process has just finished it
-    return {p: n for p, n in notes.items() if keys is None or not set(n['keys']).isdisjoint(keys)}
+        except ValueError: notes[path] = None
+    whole = {p: n for p, n in notes.items() if isinstance(n, dict) and {'file', 'batch', 'keys'} <= set(n)}
+    return {p: n for p, n in whole.items() if keys is None or not set(n['keys']).isdisjoint(keys)}
 
 # %% ../../nbs/text/25_api_encoders.ipynb #564e16f8
+@patch
+def _mend(self: OpenAIEncoder, client):
+    "Write damaged notes again, from the batches that bear their names; raises `ModelError` naming a note that has none"
+    whole = self._notes()
+    for note in sorted((self.store.folder/'jobs').glob('*.json')):
+        if note in whole: continue
+        listed = self._persist(lambda: list(islice(client.batches.list(limit=100), 1000)))
+        batch = next((b for b in listed if (b.metadata or {}).get('scinterp') == note.stem), None)
+        if batch is None: raise ModelError(f'{self.name}: {note} is damaged, and this key has no batch of that name: delete it to begin, and pay, again')
+        texts = {l['custom_id']: l['body']['input'] for l in self._lines(client, batch.input_file_id)}
+        high = count_tokens(texts.values(), self.model, self.prices).high.tolist()
+        write_json(note, dict(file=batch.input_file_id, batch=batch.id, keys=list(texts), high=high))
+
+# %% ../../nbs/text/25_api_encoders.ipynb #552fb40c
 @patch
 def _submit(self: OpenAIEncoder, client, keys: dict):
     "Upload one job for as many of `keys` as fit, and note it"
@@ -264,10 +284,16 @@ def _submit(self: OpenAIEncoder, client, keys: dict):
     some = [list(keys)[i] for i in pack(high, BATCH_INPUTS, min(_JOB_TOKENS, price_table(self.prices).get(self.model, {}).get('queue', _JOB_TOKENS)))[0]]
     lines = [json.dumps(dict(custom_id=k, method='POST', url='/v1/embeddings', body=self._body(keys[k]))) for k in some]
     sent = self._persist(lambda: client.files.create(file=('scinterp.jsonl', '\n'.join(lines).encode()), purpose='batch'))
-    note = self.store.folder/'jobs'/f'{digest(some)[:16]}.json'; write_json(note, dict(file=sent.id, batch=None, keys=some))
+    note = self.store.folder/'jobs'/f'{digest(some)[:16]}.json'; counts = dict(zip(keys, high))
+    write_json(note, dict(file=sent.id, batch=None, keys=some, high=[counts[k] for k in some]))
     self._begin(client, note)
 
 # %% ../../nbs/text/25_api_encoders.ipynb #b4ed6560
+def _unseen(note: Path, code: int | None) -> str:
+    "What to do about a batch that a key may not see"
+    if code not in (401, 403, 404): return ''
+    return f'; the batch is not visible to this key: use the key it was begun with, or delete {note} to pay again'
+
 @patch
 def _begin(self: OpenAIEncoder, client, note: Path, look: bool = False): # look: it may have been begun already
     "Start the batch of an uploaded file, once, and note its id"
@@ -275,11 +301,13 @@ def _begin(self: OpenAIEncoder, client, note: Path, look: bool = False): # look:
     def ask():
         listed = islice(client.batches.list(limit=100), 1000) if look or patience.lost else []
         begun = next((b for b in listed if b.input_file_id == told['file']), None)
-        return begun or client.batches.create(input_file_id=told['file'], endpoint='/v1/embeddings', completion_window='24h')
+        return begun or client.batches.create(input_file_id=told['file'], endpoint='/v1/embeddings', completion_window='24h', metadata=dict(scinterp=note.stem))
     while True:
         try: batch = self._call(ask); break
         except Again as e: patience.after(e)
-        except Refused as e: note.unlink(missing_ok=True); raise ModelError(f'{self.name}: {e}') from None
+        except Refused as e:
+            if e.code == 400 and 'file' in str(e): note.unlink(missing_ok=True) # there is nothing to begin
+            raise ModelError(f'{self.name}: {e}{_unseen(note, e.code)}') from None
     write_json(note, told | dict(batch=batch.id))
 
 # %% ../../nbs/text/25_api_encoders.ipynb #ff75c8cf
@@ -309,11 +337,13 @@ def _lines(self: OpenAIEncoder, client, file_id: str | None) -> list[dict]:
 def _answers(self: OpenAIEncoder, client, told: dict) -> tuple[dict, list, str]:
     "Vectors by text key that a job brought, what went wrong with the others, and how it ended"
     batch, wanted, width, got = self._wait(client, told['batch']), set(told['keys']), self._width(), {}
+    high = dict(zip(told['keys'], told.get('high', [])))
     errors = [e.message or e.code for e in (batch.errors.data if batch.errors and batch.errors.data else [])]
     for line in [*self._lines(client, batch.output_file_id), *self._lines(client, batch.error_file_id)]:
         response = line.get('response') or {}; body = response.get('body') or {}; key = line.get('custom_id')
-        row = _rows(body, 1, width).get(0) if response.get('status_code') == 200 else None
-        if row is not None and key in wanted and key not in got: got[key] = row; self._pay(body, 0)
+        row, good = _rows(body, 1, width).get(0), response.get('status_code') == 200
+        if good: self._pay(body, high.get(key, max(high.values(), default=0))) # it was charged, usable or not
+        if good and row is not None and key in wanted and key not in got: got[key] = row
         else: errors.append((body.get('error') or line.get('error') or {}).get('message') or 'a line without a usable vector')
     return got, errors, batch.status
 
@@ -323,7 +353,7 @@ def _collect(self: OpenAIEncoder, client, note: Path, told: dict) -> str:
     "Store what a job answered, drop its note, and say what went wrong ('' if nothing)"
     try: got, errors, status = self._answers(client, told)
     except ModelError as e:
-        if 'HTTP 404' in str(e): note.unlink(missing_ok=True) # the server has forgotten it: nothing to wait for
+        if 'HTTP 404' in str(e): raise ModelError(f'{e}{_unseen(note, 404)}') from None
         raise
     with self.store.turn(): self.store.put(got)
     note.unlink(missing_ok=True); self.requests += 1; lost = len(told['keys']) - len(got)
@@ -338,6 +368,7 @@ def _by_batch(self: OpenAIEncoder, client, keys: dict, found: dict, progress: bo
         with self.store.turn():
             found |= self.store.read(k for k in keys if k not in found); todo = {k: t for k, t in keys.items() if k not in found}
             if not todo: return
+            self._mend(client)
             for note, told in self._notes(todo).items():
                 if not told['batch']: self._begin(client, note, look=True)
             if not self._notes(todo): self._submit(client, todo)

@@ -108,7 +108,9 @@ def _check_entry(file: str, model: str, entry):
     if entry.get('task') not in ('embed', 'chat'): raise InputError(f'{where} task must be "embed" or "chat"')
     for key in ('input', 'output') if entry['task'] == 'chat' else ('input',):
         if not _is_price(entry.get(key)): raise InputError(f'{where} {key} must be a price per million tokens, zero or more')
-    if not 0 < entry.get('batch', 1) <= 1: raise InputError(f'{where} batch must be a part of the price, e.g. 0.5')
+    for key in ('rpm', 'tpm', 'queue', 'width'):
+        if not (_is_price(entry.get(key, 1)) and entry.get(key, 1) > 0): raise InputError(f'{where} {key} must be a number above zero')
+    if not (_is_price(entry.get('batch', 1)) and 0 < entry.get('batch', 1) <= 1): raise InputError(f'{where} batch must be a part of the price, e.g. 0.5')
 
 # %% ../../nbs/text/15_cost.ipynb #36d06cd8
 def _is_price(value) -> bool:
@@ -266,12 +268,19 @@ def over_budget(cost: float, # of what is to be sent next: the high end
             'raise budget=, send fewer texts, or use the Batch API')
 
 # %% ../../nbs/text/15_cost.ipynb #2c0a154b
+def _first(line: str) -> str:
+    "The first column of a line, without the quotes that a spreadsheet puts around it"
+    quoted = re.match(r'\s*"([^"]*)"\s*(?:[\t,]|$)', line) or re.match(r"\s*'([^']*)'\s*(?:[\t,]|$)", line)
+    return (quoted[1] if quoted else re.split(r'[\t,]', line)[0]).strip()
+
+# %% ../../nbs/text/15_cost.ipynb #758ded50
 def _genes(genes, species) -> tuple[list, str]:
     "Gene names and species: of a list, of AnnData, of a text file with one gene a line, or of a data set"
     if isinstance(genes, (str, Path)) and Path(genes).suffix in ('.txt', '.tsv', '.csv'):
         if not Path(genes).is_file(): raise InputError(f'there is no file {genes}: name a file with one gene a line, or a data set')
-        lines = Path(genes).read_text(encoding='utf-8-sig').splitlines()
-        return [g for g in (re.split(r'[\t,]', line)[0].strip() for line in lines) if g], species or ''
+        try: lines = Path(genes).read_text(encoding='utf-8-sig').splitlines()
+        except UnicodeDecodeError: raise InputError(f'{genes} is not text in UTF-8: save it as plain text, one gene a line') from None
+        return [g for g in map(_first, lines) if g], species or ''
     if isinstance(genes, (str, Path)):
         from scinterp.cells.datasets import load
         genes = load(genes, species=species)

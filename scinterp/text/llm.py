@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from ..cells.downloads import Again, Refused, offline, wait_for
 from ..cells.nomenclature import SPECIES
 from ..core import InputError, ModelError, cache_dir, shipped
-from .api import OPENAI, BudgetError, Lost, address, call, connect
-from .tape import Tape
+from .api import OPENAI, BudgetError, Lost, address, call, connect, read_budget
+from .tape import Tape, without_secrets
 
 # %% ../../nbs/text/08_llm.ipynb #0b1d225a
 def check_name(name: str, longest: int = 200) -> str:
@@ -76,7 +76,8 @@ def _parse(text: str):
 def _sorted_out(text: str, ids, schema: dict) -> tuple[dict, list, str]: # answers by id, ids not asked for, what was wrong
     "Answers in `text` that belong to `ids` and fit `schema`"
     from jsonschema import Draft202012Validator
-    try: listed = _parse(text); entries = [(str(e['id']), e['answer']) for e in listed['answers']]
+    asked = {without_secrets(id): id for id in ids} # as the tape gives an id back that looks like a key
+    try: listed = _parse(text); entries = [(asked.get(without_secrets(str(e['id'])), str(e['id'])), e['answer']) for e in listed['answers']]
     except (ValueError, TypeError, KeyError, RecursionError): return {}, [], 'the answer is not the JSON that was asked for'
     fits, by_id, wrong = Draft202012Validator(schema).is_valid, {}, set()
     for id, answer in entries: wrong |= {id} if answer in ('', None) or not fits(answer) or by_id.setdefault(id, answer) != answer else set()
@@ -133,11 +134,8 @@ def _rates(price, model: str) -> tuple[float, float]:
 def _purse(budget, price, model: str) -> _Purse:
     "The purse for a budget; raises `InputError` if it cannot be understood, or the model has no price"
     if budget is None: return _Purse(float('inf'), (1, 1), 'tokens')
-    tokens = re.fullmatch(r'\s*([\d_]+)\s*tokens\s*', budget) if isinstance(budget, str) else None
-    if tokens: return _Purse(int(tokens[1]), (1, 1), 'tokens')
-    if isinstance(budget, (str, bool)) or not budget >= 0:
-        raise InputError(f"the budget {budget!r} is not understood: give money as a number, or tokens as '200000 tokens'")
-    return _Purse(float(budget), _rates(price or _table_price, model), 'USD')
+    limit, unit = read_budget(budget)
+    return _Purse(limit, (1, 1), unit) if unit == 'tokens' else _Purse(limit, _rates(price or _table_price, model), 'USD')
 
 # %% ../../nbs/text/08_llm.ipynb #71686e00
 class Chat:
@@ -349,6 +347,9 @@ def _tell(self: Chat, prompts: dict, tries: int, progress: bool) -> dict: # {id:
 def tell(self: Chat, prompts: dict, # id: prompt
          tries: int = 3, progress: bool = False) -> dict: # id: text
     "The model's reply to each prompt; raises `ModelError` naming the ids that have none after `tries`, `BudgetError` before too much is spent"
+    if not isinstance(prompts, dict): raise InputError('prompts are wanted as a dict, {id: prompt}')
+    for id, prompt in prompts.items():
+        if not isinstance(prompt, str): raise InputError(f'the prompt of {id!r} is not text but {type(prompt).__name__}: prompts are text')
     return {id: text for id, (text, _) in self._tell(prompts, tries, progress).items()}
 
 # %% ../../nbs/text/08_llm.ipynb #ec17b759
@@ -357,6 +358,14 @@ def _by_text(items: dict) -> dict:
     named = {check_name(str(id)): item for id, item in items.items()}
     if len(named) < len(items): raise InputError('two ids are the same when written as text: rename one')
     return named
+
+# %% ../../nbs/text/08_llm.ipynb #0522ad2d
+def _check_schema(schema):
+    "Raise `InputError` unless `schema` is a JSON schema"
+    from jsonschema import Draft202012Validator, SchemaError
+    if not isinstance(schema, dict): raise InputError(f"a schema is a dict, e.g. {{'type': 'string'}}, not {type(schema).__name__}")
+    try: Draft202012Validator.check_schema(schema)
+    except SchemaError as e: raise InputError(f"this is no JSON schema: {' '.join(e.message.split())[:200]}") from None
 
 # %% ../../nbs/text/08_llm.ipynb #a683500e
 @patch
@@ -385,6 +394,7 @@ def ask(self: Chat, items: dict, # id: text, or any JSON value
         tries: int = 3, progress: bool = False) -> dict: # id: answer, ids as in `items`
     "The model's answer for each item; raises `ModelError` naming the ids that have none after `tries`, `InputError` for ids that cannot be sent"
     if batch < 1: raise InputError(f'batch is {batch}: one item at least')
+    _check_schema(schema)
     found = self._ask(items, schema, instruction, batch, tries, progress)
     return {id: found[str(id)][0] for id in items}
 

@@ -6,7 +6,7 @@
 __all__ = ['MODES', 'without_secrets', 'Tape', 'shared_words', 'drift']
 
 # %% ../../nbs/text/05_tape.ipynb #29554390
-import json, os, re
+import hashlib, json, os, re
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,14 +20,24 @@ from ..core import InputError, ModelError, digest, write_text
 
 # %% ../../nbs/text/05_tape.ipynb #6041ce04
 _OWN = ('OPENAI_API_KEY', 'OPENAI_ADMIN_KEY', 'OPENAI_ORG_ID', 'OPENAI_PROJECT_ID')
-_LIKE = re.compile(r'\b(?:sk-|org-|proj_)(?=[\w-]{16})(?=[A-Za-z_-]*\d)[\w-]+') # a digit, so that no hyphened word is taken for a key
+_LIKE = re.compile(r'\b(?:sk-(?:proj|svcacct|admin|ant|or)-(?=[A-Za-z_-]*\d)[\w-]{20,}|(?:sk-|org-|proj_)(?=[A-Za-z]*\d)[A-Za-z0-9]{20,})') # a digit: no long word is taken for a key
 
+def _removed(secret: str) -> str:
+    "What stands for a secret: two of them stay two"
+    return f"[removed:{hashlib.sha256(f'scinterp tape {secret}'.encode('utf-8', 'replace')).hexdigest()[:8]}]"
+
+def _without_likely(text: str) -> str:
+    "`text` with what looks like a key, an organisation or a project id replaced"
+    return _LIKE.sub(lambda found: _removed(found[0]), text)
+
+# %% ../../nbs/text/05_tape.ipynb #03bc4275
 def without_secrets(text: str) -> str:
-    "`text` with keys, organisation and project ids replaced by [removed]"
+    "`text` with keys, organisation and project ids replaced by [removed:...], a short hash of each"
     if len(text) < 8: return text
-    for value in filter(None, map(os.environ.get, _OWN)):
-        if len(value) >= 8: text = text.replace(value, '[removed]') # 'none' is a common key of local servers, and a word
-    return _LIKE.sub('[removed]', text)
+    own = {os.environ.get(name, '').strip() for name in _OWN}
+    for value in sorted(own, key=len, reverse=True):
+        if len(value) >= 8: text = text.replace(value, _removed(value)) # 'none' is a common key of local servers, and a word
+    return _without_likely(text)
 
 # %% ../../nbs/text/05_tape.ipynb #4c399bec
 def _clean(value):
@@ -45,7 +55,8 @@ _SECRET = {'authorization', 'apikey', 'xapikey', 'organization', 'openaiorganiza
 
 def _without_fields(fields: dict) -> dict:
     "`fields` without those that are named like a secret, cleaned"
-    return _clean({k: v for k, v in fields.items() if re.sub('[^a-z]', '', str(k).lower()) not in _SECRET})
+    kept = {k: v for k, v in fields.items() if re.sub('[^a-z]', '', str(k).lower()) not in _SECRET}
+    return _clean(kept) | {k: _without_likely(kept[k].encode('utf-8', 'replace').decode()) for k in ('model', 'base_url') if isinstance(kept.get(k), str)}
 
 # %% ../../nbs/text/05_tape.ipynb #5834341d
 MODES = ('record', 'replay', 'refresh')
