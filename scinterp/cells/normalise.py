@@ -211,10 +211,11 @@ def top_genes(X, # cells x genes, sparse
              ) -> tuple[np.ndarray, np.ndarray]: # gene indices (-1 where padded), values; both cells x n
     "The `n` most expressed genes of each cell, highest first, ties by gene order; never densifies"
     X = in_memory(X); bits, sizes, cells = X.data.view(np.uint32), np.diff(X.indptr), X.shape[0]
-    if not np.isfinite(X.data).all(): raise DataError('X holds NaN or infinite values, which have no rank: remove them first')
     ids, values = np.empty((cells, n), np.int32), np.empty((cells, n), np.float32)
     def rank(start):
-        rows = slice(start, min(start + block, cells)); keys = np.empty((rows.stop - start, sizes[rows].max(initial=0)), np.uint64)
+        rows = slice(start, min(start + block, cells)); values_here = X.data[X.indptr[rows.start]:X.indptr[rows.stop]]
+        if not np.isfinite(values_here).all(): raise DataError('X holds NaN or infinite values, which have no rank: remove them first')
+        keys = np.empty((rows.stop - start, sizes[rows].max(initial=0)), np.uint64)
         _pack(X.indptr, X.indices, bits, start, keys); keys.sort(axis=1); _unpack(keys, ids[rows], values.view(np.uint32)[rows])
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool: list(pool.map(rank, range(0, cells, block)))
     return ids, values
