@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 
 import numpy as np
-from loopback import Site, body, hang, loopback, status  # noqa: F401  faults that any web server has
+from loopback import Site, body, cut, hang, loopback, status  # noqa: F401  faults that any web server has
 
 CHAT, EMBEDDINGS, FILES, BATCHES = "v1/chat/completions", "v1/embeddings", "v1/files", "v1/batches"
 DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
@@ -283,14 +283,6 @@ def error(code, message="something is wrong", kind="server_error", **headers):
 def busy(after=None):
     "429, with or without Retry-After"
     return error(429, "Rate limit reached", "rate_limit_exceeded", **({} if after is None else {"Retry_After": after}))
-
-
-def cut(n):
-    "Announce the whole (and charge for it), send `n` bytes and hang up"
-    def fault(site, handler, path):
-        site.send(handler, path, cut=n)
-        handler.close_connection = True
-    return fault
 
 
 def reset():

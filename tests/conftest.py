@@ -31,3 +31,11 @@ def scinterp():
         return subprocess.run(command + [str(a) for a in args], capture_output=True, text=True, env=env, timeout=timeout, **options)
 
     return call
+
+
+@pytest.fixture
+def nothing_at_hand(tmp_path, monkeypatch):
+    "No table that an earlier test, or the person running this, has fetched"
+    monkeypatch.setenv("SCINTERP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SCINTERP_DATA", raising=False)
+    monkeypatch.delenv("SCINTERP_OFFLINE", raising=False)

@@ -57,12 +57,7 @@ def write_table(path, rows):
     path.write_bytes(gzip.compress("\n".join("\t".join(r) for r in rows).encode()))
 
 
-@pytest.fixture(autouse=True)
-def nothing_at_hand(tmp_path, monkeypatch):
-    "No table that an earlier test, or the person running this, has fetched"
-    monkeypatch.setenv("SCINTERP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SCINTERP_DATA", raising=False)
-    monkeypatch.delenv("SCINTERP_OFFLINE", raising=False)
+pytestmark = pytest.mark.usefixtures("nothing_at_hand")
 
 
 @pytest.fixture

@@ -140,12 +140,7 @@ def content(name, end="\n"):
     return gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
 
 
-@pytest.fixture(autouse=True)
-def nothing_at_hand(tmp_path, monkeypatch):
-    "No table that an earlier test, or the person running this, has fetched"
-    monkeypatch.setenv("SCINTERP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SCINTERP_DATA", raising=False)
-    monkeypatch.delenv("SCINTERP_OFFLINE", raising=False)
+pytestmark = pytest.mark.usefixtures("nothing_at_hand")
 
 
 def plain(data):

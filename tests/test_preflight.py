@@ -12,6 +12,7 @@ from conftest import ROOT
 from scipy import sparse
 
 from scinterp.cells.datasets import load
+from scinterp.cells.nomenclature import bundled_genes
 from scinterp.cells.normalise import log_normalised
 from scinterp.cells.preflight import preflight
 from scinterp.core import DataError
@@ -53,7 +54,7 @@ def test_without_the_table_of_names_a_transcriptome_is_refused_with_the_way_out(
     monkeypatch.delenv("SCINTERP_DATA", raising=False)
     report = preflight(SHARED / "human_pbmc_kang_ifnb.h5ad", strict=False)
     assert report.species == "human" and report.recognised_mass < 0.6
-    assert [f.fix for f in report.problems] == ["run `scinterp fetch genes` once: only the bundled names of some 1,300 genes are on this machine"]
+    assert [f.fix for f in report.problems] == [f"run `scinterp fetch genes` once: only the bundled names of {len(bundled_genes()):,} genes are on this machine"]
 
 
 @pytest.mark.skipif(not FILES, reason="the labelled files of the data folder are not here")

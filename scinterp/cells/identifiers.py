@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 import pandas as pd
 
 from .nomenclature import SPECIES, bundled_genes, check_species, gene_names, mouse_case, names_source, ortholog_table
-from ..core import DataError
+from ..core import DataError, listed
 
 _all_ = ['SPECIES', 'bundled_genes'] # at home in `nomenclature`, known by this room's older name too
 
@@ -199,8 +199,7 @@ def match_genes(genes, # gene names, as a file has them
                ) -> pd.DataFrame: # gene, symbol ('' if unknown or ambiguous), how (one of `HOWS`)
     "Match gene names to approved symbols of their species; raises `DataError` for a species we have no names for"
     check_species(species)
-    if isinstance(genes, str): raise DataError(f"genes must be a list, not the text {genes[:20]!r}: pass [{genes[:20]!r}]")
-    genes = list(map(str, genes)); names = [g.strip() for g in genes]; key = species, names_source(species)
+    genes = listed(genes); names = [g.strip() for g in genes]; key = species, names_source(species)
     entrez = _kinds(names).count('entrez') >= max(1, len(names)/2)
     found = {name: _claimed(name, key, entrez) for name in dict.fromkeys(names)}
     for g in [g for g, (symbols, _) in found.items() if not symbols]: # made unique?

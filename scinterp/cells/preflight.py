@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 
-import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ from .files import check_format, read_cells
 from .identifiers import SPECIES, folded_species_shares, identifier_kind, kind_shares, match_genes
 from .labels import label_problem
 from .matrices import Scan, scan
-from .nomenclature import gene_names
+from .nomenclature import bundled_genes, gene_names
 from .normalise import denial, expression_state, log_base_by_ratios, parse_state, state_of
 from ..core import DataError, InputError
 
@@ -192,7 +191,7 @@ def _check_recognised(table: pd.DataFrame, columns: dict) -> Finding:
     if better and columns[better] > known.mean() + .2:
         return Finding('genes', 'problem' if mass < MIN_RECOGNISED else 'note', f'{says}; of var[{better!r}], {columns[better]:.0%} are', f"pass gene_key='{better}'", dict(gene_key=better))
     if mass >= MIN_RECOGNISED: return Finding('genes', 'ok', says)
-    fix = 'run `scinterp fetch genes` once: only the bundled names of some 1,300 genes are on this machine' if table.attrs['names'] == 'bundled' else 'check species and identifiers, or rename the genes'
+    fix = f'run `scinterp fetch genes` once: only the bundled names of {len(bundled_genes()):,} genes are on this machine' if table.attrs['names'] == 'bundled' else 'check species and identifiers, or rename the genes'
     return Finding('genes', 'problem', says, fix)
 
 # %% ../../nbs/cells/25_preflight.ipynb #f18d47b2

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..cells.identifiers import match_genes, one_ortholog
 from ..cells.nomenclature import cell_types, SPECIES, bundled_genes, gene_names
-from ..core import InputError
+from ..core import InputError, listed
 
 # %% ../../nbs/text/10_descriptions.ipynb #1b26f571
 _ORGANISM = dict(human='Homo sapiens', mouse='Mus musculus')
@@ -249,7 +249,7 @@ def describe_terms(names, # of cell types, diseases or drugs
     if source not in ('bundled', 'name', 'llm'): raise InputError(f"no source {source!r}: source must be one of bundled, name, llm")
     odd = next((o for o in options if source != 'llm' or o not in SOURCES['llm']), None)
     if odd: raise InputError(f'source={source!r} takes no option {odd!r}')
-    terms = list(map(str, names)); told = _term_texts(list(dict.fromkeys(terms)), kind, source, **options)
+    terms = listed(names, 'names'); told = _term_texts(list(dict.fromkeys(terms)), kind, source, **options)
     write = lambda term, name, text: text if source == 'llm' else f'{name}: {text}'
     rows = [(t, told[t][0], write(t, *told[t]), source) if t in told else (t, '', t, 'name') for t in terms]
     return pd.DataFrame(rows, columns=['term', 'name', 'text', 'source'])

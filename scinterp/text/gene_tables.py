@@ -17,7 +17,7 @@ import pandas as pd
 from fastcore.basics import patch, patch_to
 
 from ..cells.identifiers import match_genes, one_ortholog
-from ..core import DataError, InputError, atomic_path, digest
+from ..core import DataError, InputError, atomic_path, digest, listed
 from .descriptions import describe
 from .encoders import encoder as get_encoder
 from .vector_cache import encode_once
@@ -61,8 +61,7 @@ def sha256(self: GeneTable) -> str:
 def _species_of(genes) -> str: return getattr(genes, 'uns', {}).get('scinterp_source', {}).get('species') or ''
 def _names_of(genes) -> list[str]:
     "Names of the genes of a list or an AnnData; raises `InputError` for a single string, whose letters are no genes"
-    if isinstance(genes, str): raise InputError(f"genes must be a list, not the text {genes[:20]!r}: pass [{genes[:20]!r}]")
-    return list(map(str, getattr(genes, 'var_names', genes)))
+    return listed(getattr(genes, 'var_names', genes))
 
 @patch
 def _aligned(self: GeneTable, genes: list, species: str) -> pd.DataFrame: # gene, row, how

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..cells.downloads import Again, Refused, offline, wait_for
 from ..cells.nomenclature import SPECIES
-from ..core import InputError, ModelError, cache_dir, shipped
+from ..core import InputError, ModelError, cache_dir, shipped, listed
 from .api import OPENAI, BudgetError, Lost, address, call, connect, read_budget
 from .tape import Tape, without_secrets
 
@@ -413,7 +413,7 @@ def describe_names(names, # genes, cell types, ...; each is asked for once
                    batch: int = 1, # names a request; 1 is the published way
                    tries: int = 3, progress: bool = False) -> pd.DataFrame: # symbol, text, model, prompt, sha (of the exchange on the tape)
     "What a chat model writes about each name; raises `InputError` for a name that cannot be sent, `ModelError` naming those without a text"
-    names = list(dict.fromkeys(map(check_name, names))); words = get_prompt(prompt)
+    names = list(dict.fromkeys(map(check_name, listed(names, 'names')))); words = get_prompt(prompt)
     if noun not in NOUNS and not noun.endswith(' gene'): raise InputError(f"no prompt asks about a {noun!r}: choose one of {', '.join(NOUNS)}")
     if batch == 1: found = chat._tell({name: fill_prompt(words['text'], noun, name) for name in names}, tries, progress)
     else: found = chat._ask({name: name for name in names}, dict(type='string'), fill_prompt(words['each'], noun), batch, tries, progress)
