@@ -27,10 +27,10 @@ class ModelError(InputError):
     "A model that is missing, altered or not fit for what was asked"
 
 # %% ../nbs/00_core.ipynb #2960d02e
-def listed(names, what: str = 'genes') -> list[str]:
-    "Names as a list of texts; raises `InputError` for a single text"
+def listed(names, what: str = 'genes') -> list:
+    "Names as a list; raises `InputError` for a single text"
     if isinstance(names, str): raise InputError(f"{what} must be a list, not the text {names[:20]!r}: pass [{names[:20]!r}]")
-    return list(map(str, names))
+    return list(names)
 
 # %% ../nbs/00_core.ipynb #90e8a523
 def shipped(*parts: str) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 
 import numpy as np
-from loopback import Site, body, cut, hang, loopback, status  # noqa: F401  faults that any web server has
+from loopback import Site, body, hang, loopback, status  # noqa: F401  faults that any web server has
 
 CHAT, EMBEDDINGS, FILES, BATCHES = "v1/chat/completions", "v1/embeddings", "v1/files", "v1/batches"
 DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}

@@ -8,8 +8,9 @@ import warnings
 
 import numpy as np
 import pytest
-from api_server import (BATCHES, EMBEDDINGS, FILES, altered, api_server, body, broken_json, busy, cut, error, hang, missing, nan, other_schema,
+from api_server import (BATCHES, EMBEDDINGS, FILES, altered, api_server, body, broken_json, busy, error, hang, missing, nan, other_schema,
                         out_of_order, reset, status, twice, vector, width, zeros)
+from loopback import cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file

@@ -12,8 +12,9 @@ import traceback
 import warnings
 
 import pytest
-from api_server import (CHAT, altered, api_server, body, broken_json, busy, cut, error, hang, other_schema, refusal, resays, reset, says, stopped_short,
+from api_server import (CHAT, altered, api_server, body, broken_json, busy, error, hang, other_schema, refusal, resays, reset, says, stopped_short,
                         tokens_like_words)
+from loopback import cut
 from hypothesis import given, settings, strategies as st
 
 from scinterp.core import InputError, ModelError

@@ -199,7 +199,7 @@ def match_genes(genes, # gene names, as a file has them
                ) -> pd.DataFrame: # gene, symbol ('' if unknown or ambiguous), how (one of `HOWS`)
     "Match gene names to approved symbols of their species; raises `DataError` for a species we have no names for"
     check_species(species)
-    genes = listed(genes); names = [g.strip() for g in genes]; key = species, names_source(species)
+    genes = list(map(str, listed(genes))); names = [g.strip() for g in genes]; key = species, names_source(species)
     entrez = _kinds(names).count('entrez') >= max(1, len(names)/2)
     found = {name: _claimed(name, key, entrez) for name in dict.fromkeys(names)}
     for g in [g for g, (symbols, _) in found.items() if not symbols]: # made unique?

@@ -249,7 +249,7 @@ def describe_terms(names, # of cell types, diseases or drugs
     if source not in ('bundled', 'name', 'llm'): raise InputError(f"no source {source!r}: source must be one of bundled, name, llm")
     odd = next((o for o in options if source != 'llm' or o not in SOURCES['llm']), None)
     if odd: raise InputError(f'source={source!r} takes no option {odd!r}')
-    terms = listed(names, 'names'); told = _term_texts(list(dict.fromkeys(terms)), kind, source, **options)
+    terms = list(map(str, listed(names, 'names'))); told = _term_texts(list(dict.fromkeys(terms)), kind, source, **options)
     write = lambda term, name, text: text if source == 'llm' else f'{name}: {text}'
     rows = [(t, told[t][0], write(t, *told[t]), source) if t in told else (t, '', t, 'name') for t in terms]
     return pd.DataFrame(rows, columns=['term', 'name', 'text', 'source'])

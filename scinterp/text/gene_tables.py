@@ -61,7 +61,7 @@ def sha256(self: GeneTable) -> str:
 def _species_of(genes) -> str: return getattr(genes, 'uns', {}).get('scinterp_source', {}).get('species') or ''
 def _names_of(genes) -> list[str]:
     "Names of the genes of a list or an AnnData; raises `InputError` for a single string, whose letters are no genes"
-    return listed(getattr(genes, 'var_names', genes))
+    return list(map(str, listed(getattr(genes, 'var_names', genes))))
 
 @patch
 def _aligned(self: GeneTable, genes: list, species: str) -> pd.DataFrame: # gene, row, how
