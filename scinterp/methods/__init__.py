@@ -3,7 +3,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["protocol", "baselines", "genept", "scelmo", "scinterpreter", "controls"],
+    submodules=["protocol", "baselines", "genept", "scelmo", "backbones", "scinterpreter", "controls"],
     submod_attrs={
         "genept": ["GenePT"],
         "scelmo": ["ScELMo"],
