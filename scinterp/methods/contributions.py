@@ -41,7 +41,7 @@ WAYS = dict(gradient=gradient_times_input, occlusion=occlusion)
 def contributions(method: ScInterpreter, # fitted
                   adata, way: str = 'gradient', # or 'occlusion'
                   types=None, # one a cell; default: those predicted
-                  batch_size: int = 16
+                  batch_size: int = 32
                  ) -> pd.DataFrame: # cell, type, place, gene, contribution: one row a gene that was read
     "How much each gene that was read spoke for the type of its cell; raises `InputError` for a type that was not learnt"
     if not hasattr(method, 'reader_'): raise InputError('contributions need a fitted method that reads genes: fit a ScInterpreter first')
