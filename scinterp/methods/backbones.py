@@ -83,7 +83,7 @@ def layer_stack(model): # of transformers
 def leave_after(model, layers: int, name: str = 'the model'):
     "Drop the layers behind the first `layers` and the final norm; raises `ModelError` where that is not known, `InputError` for a layer that is not there"
     holder, stack = layer_stack(model); all_there = model.config.get_text_config().num_hidden_layers
-    if not isinstance(layers, int) or not 1 <= layers <= all_there: raise InputError(f'{name} has {all_there} layers, so layers cannot be {layers!r}: choose 1 to {all_there}')
+    if type(layers) is not int or not 1 <= layers <= all_there: raise InputError(f'{name} has {all_there} layers, so layers cannot be {layers!r}: choose 1 to {all_there}')
     if layers == all_there: return
     norms = [k for k, m in holder.named_children() if 'Norm' in type(m).__name__ and 'emb' not in k] if stack else []
     if stack is None or len(norms) > 1: raise ModelError(f'where the layers of {name} are ({type(model).__name__}) is not known here: leave layers= out')
@@ -315,7 +315,8 @@ def _checkpoint(model, name):
     "Keep the states between layers only; raises `ModelError` for an architecture where that is not known"
     _, stack = layer_stack(model)
     if stack is None or not model.supports_gradient_checkpointing: raise ModelError(f'checkpointing is not known for {name} ({type(model).__name__}): leave checkpointing= out')
-    model.gradient_checkpointing_enable(dict(use_reentrant=False))
-    for layer in stack:
+    enable = getattr(model, 'activation_checkpointing_enable', None) or model.gradient_checkpointing_enable # its older name
+    enable(dict(use_reentrant=False))
+    for layer in stack[:-1]: # the way back begins in the last, so nothing would be saved there
         layer.training = True
         for key in [k for k, v in vars(layer).items() if 'dropout' in k and isinstance(v, float)]: setattr(layer, key, 0.)
