@@ -334,11 +334,12 @@ def _hub_fault(model: str, revision: str, e: Exception) -> str:
     "What went wrong, in one sentence with the mend"
     from huggingface_hub import errors as hub
     page = f'https://huggingface.co/{model}'; by_hand = f'`hf download {model} --revision {revision}` where there is a network, or a copy of its folder as hf:FOLDER'
-    refused = getattr(getattr(e, 'response', None), 'status_code', None) in (401, 403) and not isinstance(e, hub.RepositoryNotFoundError)
-    if refused or isinstance(e, hub.GatedRepoError): return f'{model} is gated: accept its terms at {page} and log in with `hf auth login`'
+    if isinstance(e, hub.GatedRepoError): return f'{model} is gated: accept its terms at {page} and log in with `hf auth login`'
     if isinstance(e, hub.RepositoryNotFoundError): return f'Hugging Face shows no model {model}: check the id, or log in with `hf auth login` if it is private'
     if isinstance(e, hub.RevisionNotFoundError): return f'{model} has no revision {revision}: choose one at {page}/commits/main'
     if isinstance(e, hub.HFValidationError): return f'{model!r} is not the id of a model: write owner/name'
+    status = getattr(getattr(e.__cause__ or e, 'response', None), 'status_code', None)
+    if status in (401, 403): return f'Hugging Face refuses {model} ({status}): accept its terms at {page} if it is gated, and log in with `hf auth login`'
     if offline(): return f'{model} at {revision} is not on this machine and SCINTERP_OFFLINE forbids the network: use {by_hand}'
     return f'{model} at {revision} is not on this machine and Hugging Face did not give it ({type(e).__name__}): check the connection and try again, or use {by_hand}'
 
