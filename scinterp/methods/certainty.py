@@ -63,7 +63,7 @@ class Certainty:
     n_temperature: int # calibration cells behind each of the two
     n_threshold: int
     unknown_share: float # of the threshold's cells
-    named_right: float # share of those that are not unknown whose best type is the true one; NaN if all are
+    named_right: float | None # share of those that are not unknown whose best type is the true one; None if all are
 
     def proba(self, P) -> np.ndarray: return tempered(P, self.temperature)
     def is_unknown(self, P) -> np.ndarray: # of calibrated probabilities
@@ -81,4 +81,4 @@ def measure_certainty(P, # cells x types, as the method gives them
     tune, rest = np.split(np.random.default_rng(seed).permutation(n), [n//2])
     T = fit_temperature(P[tune], y[tune]); Q = tempered(P[rest], T); best = Q.max(1); t = unknown_threshold(best, error)
     named = best >= t; right = Q.argmax(1) == y[rest]
-    return Certainty(T, t, float(error), len(tune), len(rest), float(np.mean(~named)), float(right[named].mean()) if named.any() else float('nan'))
+    return Certainty(T, t, float(error), len(tune), len(rest), float(np.mean(~named)), float(right[named].mean()) if named.any() else None)
