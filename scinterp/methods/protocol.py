@@ -114,7 +114,7 @@ def _asked(self: Method, adata: AnnData, ask, progress: bool = False) -> np.ndar
     "`ask` of the expression of all cells, a chunk at a time; raises `InputError` before `fit`, `DataError` without cells"
     self._check_fitted()
     if adata.n_obs == 0: raise DataError('there are no cells to ask about: check how they were filtered')
-    X = self._expression(adata); starts = tqdm(range(0, X.shape[0], CHUNK), desc=self.name, unit='chunk', disable=not progress, leave=False)
+    X = self._expression(adata); starts = tqdm(range(0, X.shape[0], CHUNK), desc=self.name, unit='chunk', disable=not progress or X.shape[0] <= CHUNK, leave=False)
     return np.concatenate([ask(X[i:i + CHUNK]) for i in starts])
 
 # %% ../../nbs/methods/10_protocol.ipynb #6697f4d5
