@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CAPS', 'FILES', 'Setting', 'Plan', 'Study', 'load_study', 'proportional', 'capped_split', 'text_id', 'Bench',
            'trainable_parameters', 'told', 'reset_peak', 'peak_mb', 'params', 'Done', 'environment', 'Stored',
-           'arm_key', 'write_stored', 'read_stored', 'arm_name', 'stale', 'chosen_arms', 'keep', 'seconds_left',
-           'in_minutes', 'run_study', 'merge_stored', 'check_study', 'verify_study', 'main']
+           'arm_key', 'write_stored', 'read_stored', 'arm_name', 'stale', 'chosen_arms', 'keep', 'prune_study',
+           'seconds_left', 'in_minutes', 'run_study', 'merge_stored', 'check_study', 'verify_study', 'main']
 
 # %% ../../nbs/run/22_study.ipynb #ddfb3519
-import argparse, gzip, json, resource, sys, tomllib, zlib
+import argparse, gzip, json, resource, shutil, sys, tomllib, zlib
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -223,7 +223,7 @@ def peak_mb() -> float:
     except (OSError, StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1024**2 if sys.platform == 'darwin' else 1024)
 
 # %% ../../nbs/run/22_study.ipynb #9f9060c0
-_NOT_SETTINGS = ('table', 'progress', 'device') # of a method: they do not decide its answers, or are recorded on their own
+_NOT_SETTINGS = ('table', 'progress', 'device', 'seed') # of a method: they do not decide its answers, or are recorded on their own
 
 def _plain(value): return json.loads(json.dumps(value, default=str))
 
@@ -359,7 +359,8 @@ def _joined(lines: list, results: pd.DataFrame, manifest: dict) -> Stored:
     answers = {arm_key(line): line for line in lines if 'predicted' in line}; rows = dict(list(results.groupby(['method', 'control', 'seed'], sort=False))); stored = Stored(about=about)
     for record in manifest['arms']:
         key = arm_key(record); line, own = answers.get(key), rows.get(key)
-        if line is None or own is None or line['identity'] != record['identity'] or set(own.manifest) != {record['identity'][:12]}: continue # killed while it was written
+        if line is None or own is None: raise InputError(f'{arm_name(*key)} is in run.json, but its answers or scores are gone: restore the files from the repository')
+        if line['identity'] != record['identity'] or set(own.manifest) != {record['identity'][:12]}: continue # killed while it was replaced
         record = record | {part: manifest[shelf][record[part]] for part, shelf in _SHARED.items()}; test = tests[line['test']]
         codes = dict(cells=test['cells'], true=test['true'], predicted=line['predicted'], confidence=line['confidence'])
         if digest(codes) != record['answers_sha256']: raise InputError(f'the answers of {arm_name(*key)} were altered after they were written: restore the files from the repository')
@@ -408,10 +409,29 @@ def _lock(folder: Path) -> FileLock:
 def keep(folder, done: Done, about: dict):
     "Add a finished arm to the files of a setting; others may do so at the same time"
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder): stored = read_stored(folder); stored.about = about; stored.add(done); write_stored(folder, stored)
+    with _lock(folder):
+        for left in (p for f in FILES for p in folder.glob(f'.{f}.*')): left.unlink() # by a run that was killed while it wrote
+        stored = read_stored(folder); stored.about = about; stored.add(done); write_stored(folder, stored)
 
 @patch(as_prop=True)
 def about(self: Bench) -> dict: return _plain(dict(study=self.study.name, setting=asdict(self.setting), cells=self.cells.n_obs, genes=self.cells.n_vars, types=self.types))
+
+# %% ../../nbs/run/22_study.ipynb #2a2b654d
+@patch
+def outdated(self: Bench, stored: Stored) -> list[tuple]:
+    "Recorded arms that are no longer in the config, or would be run on other cells, splits, texts or settings"
+    plans = self.study.plans
+    return [(m, c, s) for m, c, s in sorted(stored.arms) if m not in plans or not self.is_done(stored, plans[m], c, s)]
+
+def prune_study(study: Study, setting: str, out='data/results/interpreter') -> list[tuple]: # what was removed: method, control, seed
+    "Remove the outdated arms of a setting"
+    bench = Bench(study, study.settings[setting]); folder = Path(out)/setting
+    with _lock(folder):
+        stored = read_stored(folder); old = bench.outdated(stored)
+        for key in old: del stored.arms[key]
+        if old and stored.arms: write_text(folder/FILES[2], _manifest(stored)); write_stored(folder, stored) # the manifest first, for it must not name what is gone
+        if old and not stored.arms: shutil.rmtree(folder)
+    return old
 
 # %% ../../nbs/run/22_study.ipynb #fd82cc7d
 def seconds_left(rest, stored: Stored) -> float | None: # None: nothing is known
@@ -433,6 +453,8 @@ def run_study(study: Study, setting: str, methods=None, controls=None, seeds=Non
     bench = Bench(study, study.settings[setting], progress); folder = Path(out)/setting; arms = chosen_arms(study, methods, controls, seeds, by)
     todo = [arm for arm in arms if not bench.is_done(read_stored(folder), *arm)]; failed = []
     say(f'{setting}: {len(arms) - len(todo)} of {len(arms)} arms are done')
+    if old := [k for k in bench.outdated(read_stored(folder)) if k not in {(p.label, c, s) for p, c, s in todo}]:
+        say(f"{setting}: {len(old)} recorded arms are not those of today's config and data, and will not be run now: run them too, or --prune ({'; '.join(arm_name(*k) for k in old[:3])}{', ...' if len(old) > 3 else ''})")
     for i, (plan, control, seed) in enumerate(todo):
         name = arm_name(plan.label, control, seed)
         if bench.is_done(read_stored(folder), plan, control, seed): continue # by another process, meanwhile
@@ -446,12 +468,16 @@ def run_study(study: Study, setting: str, methods=None, controls=None, seeds=Non
 def _value(done: Done, metric: str) -> float: return done.rows.set_index('metric').value[metric]
 
 # %% ../../nbs/run/22_study.ipynb #518a6ed3
+def _cells_of(about: dict) -> dict:
+    "What two folders must have in common to be merged: everything but the title"
+    return about | dict(setting={k: v for k, v in about['setting'].items() if k != 'title'})
+
 def merge_stored(folder, other) -> Stored:
     "Add the arms of another folder of the same setting; raises `InputError` if it is of another one, or has another answer for the same arm"
     folder, theirs = Path(folder), read_stored(other)
     with _lock(folder):
         ours = read_stored(folder)
-        if ours.about and theirs.about and ours.about != theirs.about: raise InputError(f'{Path(other)} is of another setting than {folder}, or of another version of it: they cannot be merged')
+        if ours.about and theirs.about and _cells_of(ours.about) != _cells_of(theirs.about): raise InputError(f'{Path(other)} is of another setting than {folder}, or of another version of it: they cannot be merged')
         for key, done in theirs.arms.items():
             mine = ours.arms.get(key)
             if mine and mine.record['answers_sha256'] != done.record['answers_sha256']: raise InputError(f'both folders hold {arm_name(*key)}, with different answers: verify it, and remove one')
@@ -497,6 +523,7 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     p.add_argument('--by', choices=('seed', 'method'), default='seed', help='what comes first: all of one seed, or all seeds of one method')
     p.add_argument('--out', default='data/results/interpreter', help='folder of the results (default: %(default)s)')
     p.add_argument('--merge', metavar='FOLDER', help='do not run: add the arms of another such folder'); p.add_argument('--check', action='store_true', help='do not run: see whether the scores follow from the answers')
+    p.add_argument('--prune', action='store_true', help="do not run: remove the arms that are not those of today's config and data")
     p.add_argument('--verify', action='store_true', help='do not run what is missing: run again what is recorded, and compare')
     return p
 
@@ -514,6 +541,7 @@ def main(args=None, study: Study | None = None, say=lambda line: print(line, flu
 def _one(study: Study, name: str, a, say):
     "What was asked for, on one setting"
     if a.merge: say(f'{name}: {len(merge_stored(Path(a.out)/name, Path(a.merge)/name).arms)} arms')
+    elif a.prune: say(f'{name}: {len(prune_study(study, name, a.out))} arms removed')
     elif a.check: check_study(Path(a.out)/name); say(f'{name}: every score follows from the answers')
     elif a.verify:
         for plan, control, seed in chosen_arms(study, a.methods, a.controls, a.seeds, a.by): say(f'{name}: {verify_study(study, name, plan.label, control, seed, a.out)}')
