@@ -40,7 +40,7 @@ def own(whole, tmp_path):
 
 
 def bytes_of(folder):
-    return (folder / "predictions.jsonl.gz").read_bytes()
+    return (folder / "predictions.jsonl.xz").read_bytes()
 
 
 def timeless(folder):
@@ -187,13 +187,10 @@ def test_a_write_that_is_cut_between_files_loses_that_arm_only(whole, own, monke
 # what is damaged or altered
 
 
-@pytest.mark.parametrize("name", s.FILES)
-@pytest.mark.parametrize("harm", ["gone", "cut", "empty", "nonsense"])
+@pytest.mark.parametrize("name, harm", [(n, h) for n in s.FILES for h in ("gone", "cut", "empty", "nonsense") if (n, h) != ("run.json", "gone")])  # without its manifest a folder was never run
 def test_damaged_files_are_one_sentence(own, name, harm):
     path = own / name
     data = path.read_bytes()
-    if harm == "gone" and name == "run.json":
-        pytest.skip("without its manifest a folder was never run")
     {"gone": path.unlink, "cut": lambda: path.write_bytes(data[: len(data) // 2]), "empty": lambda: path.write_bytes(b""), "nonsense": lambda: path.write_bytes(b"\xff\x00 nonsense")}[harm]()
     with pytest.raises(InputError) as e:
         s.read_stored(own)
@@ -207,12 +204,12 @@ def test_a_manifest_of_something_else_is_refused(own):
 
 
 def test_an_altered_answer_is_noticed_on_reading(own):
-    import gzip
+    import lzma
 
-    lines = gzip.open(own / "predictions.jsonl.gz", "rt").read().splitlines()
+    lines = lzma.open(own / "predictions.jsonl.xz", "rt").read().splitlines()
     arm = json.loads(lines[-1])
     arm["predicted"][0] += 1
-    with gzip.open(own / "predictions.jsonl.gz", "wt") as f:
+    with lzma.open(own / "predictions.jsonl.xz", "wt") as f:
         f.write("\n".join([*lines[:-1], json.dumps(arm)]) + "\n")
     with pytest.raises(InputError, match="were altered after they were written"):
         s.read_stored(own)
