@@ -179,7 +179,8 @@ def _orthologs_used(genes: str) -> dict:
 
 def _var(names: list, parts: list[AnnData], genes: str, to: str) -> pd.DataFrame:
     "What is known of each column: which parts measure it, and the species of a gene of its own"
-    var = pd.DataFrame({f"in_{part.obs['part'].iloc[0]}": np.isin(names, part.var['column']) for part in parts}, index=pd.Index(names, dtype=object))
+    at = pd.Index(names, dtype=object)
+    var = pd.DataFrame({f"in_{part.obs['part'].iloc[0]}": at.isin(part.var['column']) for part in parts}, index=at)
     return var.assign(species=parse_names(names).species.to_numpy()) if genes == 'own' else var
 
 # %% ../../nbs/cells/55_joint.ipynb #03b572fb
