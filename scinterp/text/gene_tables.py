@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch, patch_to
 
-from ..cells.identifiers import match_genes, one_ortholog
+from ..cells.two_species import BOTH, match_names, parse_names, translate
 from ..core import DataError, InputError, atomic_path, digest, listed, versions
 from .descriptions import describe
 from .encoders import encoder as get_encoder
@@ -27,12 +27,12 @@ class GeneTable:
     "Gene vectors (genes x d, float32) with the genes they belong to and how they were made"
     vectors: np.ndarray
     genes: list
-    species: str = 'human'
+    species: str = 'human' # or 'mouse', or 'human+mouse' with genes like 'human:CD3D'
     info: dict = field(default_factory=dict) # how it was made: source, template, encoder, revision, text_sha256, coverage, ...
-    symbols: list | None = None # approved symbol of each gene, '' where it is not recognised; default: as `match_genes` says
+    symbols: list | None = None # approved symbol of each gene, '' where it is not recognised; default: as `match_names` says
 
     def __post_init__(self):
-        if self.symbols is None: object.__setattr__(self, 'symbols', match_genes(self.genes, self.species).symbol.tolist())
+        if self.symbols is None: object.__setattr__(self, 'symbols', match_names(self.genes, self.species).symbol.tolist())
         if len(self.symbols) != len(self.genes): raise InputError(f'{len(self.symbols)} symbols do not fit {len(self.genes)} genes: one a gene is needed')
         if not len(self.genes): raise InputError('a table without genes: pass at least one')
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.genes):
@@ -78,11 +78,8 @@ def _aligned(self: GeneTable, genes: list, species: str) -> pd.DataFrame: # gene
 @patch
 def _translated(self: GeneTable, genes: list, species: str) -> tuple[pd.Series, pd.Series]: # symbols, how
     "Symbols of genes in the species of the table"
-    if species == self.species:
-        told = match_genes(genes, species)
-        return told.symbol, told.how
-    told = one_ortholog(genes, species, self.species)
-    return told.ortholog, 'ortholog-' + told.choice
+    told = translate(genes, species, self.species)
+    return told.symbol, told.how
 
 # %% ../../nbs/text/30_gene_tables.ipynb #585555e3
 @patch
@@ -132,8 +129,10 @@ def random(self: GeneTable, seed: int = 0) -> GeneTable:
 # %% ../../nbs/text/30_gene_tables.ipynb #cbe2f538
 @patch
 def centred(self: GeneTable) -> GeneTable:
-    "Vectors minus their mean"
-    return self._as(self.vectors - self.vectors.mean(0), 'centred')
+    "Vectors minus their mean, of each species"
+    whose = parse_names(self.genes).species.to_numpy() if self.species == BOTH else np.full(len(self), self.species); centred = self.vectors.copy()
+    for species in np.unique(whose): centred[whose == species] -= centred[whose == species].mean(0)
+    return self._as(centred, 'centred')
 
 # %% ../../nbs/text/30_gene_tables.ipynb #7431057f
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -219,20 +218,32 @@ def _text_info(texts: pd.DataFrame, genes: list) -> dict:
     return info | (dict(orthologs=through.value_counts().to_dict()) if len(through) else {})
 
 # %% ../../nbs/text/30_gene_tables.ipynb #34fcfae0
+def _described(genes: list, species: str, source: str, template: str | None, **options) -> pd.DataFrame:
+    "`describe`, of one species or both; raises `DataError` if no gene of a species is recognised"
+    if species != BOTH: told = describe(genes, species, source, template, **options); _check_known(told, genes, species); return told
+    names = parse_names(genes); parts = {s: _described(part.gene.tolist(), s, source, template, **options) for s, part in names.groupby('species')}
+    tables = [told.assign(symbol=np.where(told.symbol == '', '', s + ':' + told.symbol)).set_index(names.index[names.species == s]) for s, told in parts.items()]
+    told = pd.concat(tables).sort_index().assign(gene=genes)
+    told.attrs = {k: v for part in parts.values() for k, v in part.attrs.items()}
+    return told
+
+# %% ../../nbs/text/30_gene_tables.ipynb #306782d2
 @patch_to(GeneTable, cls_method=True)
 def build(cls, genes, # gene names, or an AnnData
-          species: str | None = None, # 'human' or 'mouse'; an AnnData from `datasets.load` knows its own
+          species: str | None = None, # 'human', 'mouse' or 'human+mouse'; an AnnData from `datasets.load` knows its own
           source: str = 'bundled', # of the texts, as for `describe`
           encoder='minilm', # name, as for `encoders.encoder`, or an encoder
           template: str | None = None, # of the texts, as for `describe`
+          centred: bool = False, # take away the mean vector (of each species)
           progress: bool = False, **options) -> GeneTable: # further options of `describe`
     "Describe and encode `genes`; raises `InputError` without a species, `DataError` if no gene is recognised"
     species = species or _species_of(genes); genes = list(dict.fromkeys(_names_of(genes)))
     if not species: raise InputError("whose genes are these? pass species='human' or species='mouse'")
-    texts, encode = describe(genes, species, source, template, **options), get_encoder(encoder) if isinstance(encoder, str) else encoder
-    _check_known(texts, genes, species); vectors, truncated = encode_once(texts.text, encode, progress)
+    texts, encode = _described(genes, species, source, template, **options), get_encoder(encoder) if isinstance(encoder, str) else encoder
+    vectors, truncated = encode_once(texts.text, encode, progress)
     info = _text_info(texts, genes) | dict(encoder=encode.name, revision=encode.revision, truncated=truncated, made=versions('scinterp', 'numpy', 'scikit-learn', 'torch', 'transformers'))
-    return cls(vectors, genes, species, info, texts.symbol.tolist())
+    table = cls(vectors, genes, species, info, texts.symbol.tolist())
+    return table.centred() if centred else table
 
 # %% ../../nbs/text/30_gene_tables.ipynb #71de71fa
 def _check_known(texts: pd.DataFrame, genes: list, species: str):
@@ -247,7 +258,7 @@ def neighbours(self: GeneTable, gene: str, n: int = 5) -> pd.Series: # cosine, n
     "The `n` genes whose centred vectors are closest to `gene`'s by cosine; raises `InputError` if it is not in the table"
     row = self.align([gene])[0]
     if row < 0: raise InputError(f'{gene} is not in the table: look for it with align([...], report=True)')
-    v = _unit(self.vectors - self.vectors.mean(0))
+    v = _unit(self.centred().vectors)
     return pd.Series(v @ v[row], self.genes).drop(self.genes[row]).nlargest(n)
 
 # %% ../../nbs/text/30_gene_tables.ipynb #c66eda7c
