@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from sklearn.base import clone
 
 from ..core import DataError, InputError
 from .backbones import load_backbone
@@ -35,7 +34,9 @@ class ScInterpreter(Method):
                  projector_layers: int = 3, head_layers: int = 1, token_scale: float | None = None, standardise: bool = True,
                  learn_class_token: bool = True, init_std: float | None = None,
                  backbone_layers: int | None = None, # leave the backbone after so many layers
-                 backbone_precision: str | None = None, quantise: str | None = None, tune: str | None = None, # see `tuned_parameters`
+                 backbone_precision: str | None = None, # 'fp32' or 'bf16'; default: what the device computes in
+                 attention: str | None = None, # 'eager' or 'sdpa'; default: what is faster here, which may change the last digits
+                 quantise: str | None = None, tune: str | None = None, # see `tuned_parameters`
                  questions: tuple = (), # further columns of obs to answer in the same pass
                  epochs: int = 8, batch_size: int = 16, accumulate: int = 1, optimiser: str = 'adamw', learning_rate: float = 1e-3,
                  warmup: float = .15, decay: str = 'cosine', weight_decay: float = .01, clip: float | None = 1.,
@@ -75,7 +76,7 @@ def standardised(E: np.ndarray) -> np.ndarray:
 
 @patch
 def _load_backbone(self: ScInterpreter):
-    return load_backbone(self.backbone, self.seed, layers=self.backbone_layers, precision=self.backbone_precision, quantise=self.quantise, device=self.device)
+    return load_backbone(self.backbone, self.seed, layers=self.backbone_layers, precision=self.backbone_precision, attention=self.attention, quantise=self.quantise, device=self.device)
 
 @patch
 def _plan(self: ScInterpreter) -> Plan: return Plan(**{f.name: getattr(self, f.name) for f in fields(Plan)})

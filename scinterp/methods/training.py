@@ -202,7 +202,7 @@ def in_batches(reader: Reader, sequences: Sequences, ask, # ids and values of so
                size: int = 64, progress: bool = False) -> list: # of tensors, one row a cell
     "`ask` of every cell; raises `ModelError` when memory runs out"
     reader.eval(); device = reader.E.device; order = np.argsort(-sequences.lengths, kind='stable'); made = []
-    with torch.inference_mode(), enough_memory(size):
+    with torch.no_grad(), enough_memory(size):
         for rows in tqdm(np.array_split(order, max(1, -(-len(order)//size))), desc='reading cells', disable=not progress, leave=False):
             answer = ask(*(t.to(device) for t in sequences[rows][:2])); made.append([t.float().cpu() for t in (answer if isinstance(answer, list) else [answer])])
     back = torch.from_numpy(np.argsort(order, kind='stable'))

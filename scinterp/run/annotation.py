@@ -24,7 +24,7 @@ from ..methods import tl
 from ..methods.certainty import fewest_cells
 from ..methods.controls import BACKBONE_CONTROLS
 from ..methods.protocol import KEPT, Method, load
-from .experiment import WITH_TABLE, make_method
+from .experiment import make_method, method_entry
 from ..text.gene_tables import GeneTable
 
 # %% ../../nbs/run/35_annotation.ipynb #d2283b06
@@ -98,7 +98,7 @@ def fit_file(path, # `.h5ad` with labels
              controls: bool = False, # fit the controls and baselines too
              layer: str | None = None, gene_key: str | None = None, species: str | None = None, state: str | None = None, overwrite: bool = False, progress: bool = False, say=print) -> Method:
     "Fit a method on a labelled file, calibrate it on cells it has not seen, and keep it; raises `InputError` with what to do, and then writes nothing"
-    settings = settings or {}; text = method in WITH_TABLE; check_target(Path(os.path.abspath(Path(out).expanduser())), overwrite, KEPT[0], KEPT)
+    settings = settings or {}; text = method_entry(method).table; check_target(Path(os.path.abspath(Path(out).expanduser())), overwrite, KEPT[0], KEPT)
     make_method(method, None, seed=seed, **settings) # refuse a label or a setting before the file is read
     report = looked_at(path, label, layer, gene_key, species, state, text=text, say=say)
     cells = datasets.load(str(path), label, report.species or species, layer, gene_key, state); parts = train, val, held = deal(cells.obs['cell_type'].astype(str), validation, calibration, seed)

@@ -28,7 +28,7 @@ from ..evaluate.metrics import embedding_scores, paired_difference, score_table
 from ..evaluate.pl import umap_coordinates
 from ..methods.controls import with_control
 from ..methods.protocol import Method
-from ..methods.scinterpreter import frozen_precision
+from ..methods.backbones import frozen_precision
 from .results import read_results, write_results
 from ..text.encoders import MINILM_SHA256
 from ..text.gene_tables import GeneTable
@@ -52,7 +52,8 @@ _OURS = 'scinterp.methods.'
 METHODS = {'majority': Entry(_OURS+'baselines:Majority', table=False), 'lr-hvg': Entry(_OURS+'baselines:LogisticHVG', table=False),
            'knn-pca': Entry(_OURS+'baselines:KNNPCA', table=False), 'genept-w': Entry(_OURS+'genept:GenePT'),
            'scelmo-aa': Entry(_OURS+'scelmo:ScELMo', fixed=dict(mode='aa')), 'scelmo-wa': Entry(_OURS+'scelmo:ScELMo', fixed=dict(mode='wa')),
-           'scinterpreter': Entry(_OURS+'scinterpreter:ScInterpreter')}
+           'scinterpreter': Entry(_OURS+'scinterpreter:ScInterpreter'), 'screader': Entry(_OURS+'scinterpreter:ScReader'),
+           'scinterpreter-hybrid': Entry(_OURS+'hybrid:ScInterpreterHybrid')}
 
 def method_entry(label: str) -> Entry:
     "The entry of a label, without its variant in brackets; raises `InputError` if there is none"
