@@ -46,9 +46,20 @@ class ScInterpreterHybrid(ScInterpreter):
 def _fit(self: ScInterpreterHybrid, X, y, validation):
     if validation is None or not len(validation[1]): raise InputError('the gate of the hybrid is chosen on validation cells: pass validation=')
     ScInterpreter._fit(self, X, y, validation)
-    self.linear_ = LogisticHVG(); self.linear_.classes_, self.linear_.genes_, self.linear_.gene_mass_ = self.classes_, self.genes_, self.gene_mass_
-    self.linear_._fit(X, y, validation)
+    self._start_linear(); self.linear_._fit(X, y, validation)
     linear, language = self._paths(validation[0]); self.gate_ = choose_gate(linear, language, validation[1], self.gates)
+    self.changed_ = float((mixed(linear, language, self.gate_).argmax(1) != linear.argmax(1)).mean())
+
+@patch(as_prop=True)
+def report_(self: ScInterpreterHybrid) -> dict:
+    "What a run writes down: what training took, the gate, and the share of validation cells whose answer the language path changes"
+    return dict(training={k: round(v, 3) for k, v in self.training_.items()}, gate=self.gate_, changed_on_validation=round(self.changed_, 4))
+
+@patch
+def _start_linear(self: ScInterpreterHybrid):
+    "The linear path, for the same genes and types"
+    self.linear_ = LogisticHVG()
+    for name in ('classes_', 'genes_', 'gene_mass_'): setattr(self.linear_, name, getattr(self, name))
 
 @patch
 def _paths(self: ScInterpreterHybrid, X) -> tuple[np.ndarray, np.ndarray]:
@@ -64,3 +75,17 @@ def changed(self: ScInterpreterHybrid, adata) -> float:
     "Share of the cells whose type is another one than logistic regression alone would say"
     linear, language = self._paths(self._expression(adata))
     return float((mixed(linear, language, self.gate_).argmax(1) != linear.argmax(1)).mean())
+
+# %% ../../nbs/methods/52_hybrid.ipynb #ffdc3840
+@patch
+def _state(self: ScInterpreterHybrid) -> dict:
+    return ScInterpreter._state(self) | {f'linear.{k}': v for k, v in self.linear_._state().items()}
+
+@patch
+def _notes(self: ScInterpreterHybrid) -> dict:
+    return ScInterpreter._notes(self) | dict(gate=self.gate_, changed=self.changed_, linear=self.linear_._notes())
+
+@patch
+def _restore(self: ScInterpreterHybrid, state: dict, notes: dict):
+    ScInterpreter._restore(self, state, notes); self.gate_, self.changed_ = notes['gate'], notes['changed']; self._start_linear()
+    self.linear_._restore({k.removeprefix('linear.'): v for k, v in state.items() if k.startswith('linear.')}, notes['linear'])

@@ -128,6 +128,7 @@ class Trainer:
     tuned: dict = field(default_factory=dict) # parameters of the backbone that are trained too, by name
     history: list = field(default_factory=list)
     best: dict | None = None # the best trained weights so far
+    resumed: int = 0 # epochs taken up from a checkpoint
     seconds: float = 0.
 
 # %% ../../nbs/methods/49_training.ipynb #b42bc4ba
@@ -275,7 +276,7 @@ def _resume(self: Trainer):
     if not said.is_file(): return
     try: told = json.loads(said.read_text()); tensors = load_file(said.parent/told['tensors'])
     except Exception: return # damaged: trained again from the start
-    self.history, self.seconds = told['history'], told['seconds']
+    self.history, self.seconds, self.resumed = told['history'], told['seconds'], len(told['history'])
     self.best = {n: tensors[f'best.{n}'] for n in self.weights()}
     with torch.no_grad():
         for n, p in self.weights().items():
