@@ -7,6 +7,7 @@ one taken from all of them. All cells are full here, so that nothing is won by s
 best round counts; processor seconds stand beside, since other work on the machine lengthens them less.
 """
 import os
+import subprocess
 import sys
 import time
 
@@ -60,32 +61,50 @@ def timed(call):
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def cells(n, batch):
+    "Vectors, all of them there"
+    x = torch.randn(batch, n, 384, generator=torch.Generator().manual_seed(0)) * .05
+    return x.requires_grad_(), torch.ones(batch, n, dtype=torch.long)
+
+
+def peak(name):
+    "MB over the start of one pass, in a process of its own: one that has read before holds memory that would not be counted"
+    done = subprocess.run([sys.executable, __file__, "peak", name], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
 def compare(made, n, batch, rounds):
-    "Best seconds and processor seconds of each way, MB over the start, and the cosine of its gradient with the plain loop's"
-    x = (torch.randn(batch, n, 384, generator=torch.Generator().manual_seed(0)) * .05).requires_grad_()
-    mask = torch.ones(batch, n, dtype=torch.long)
-    first = {name: measured(lambda way=way: step(way, x, mask)) for name, way in made.items()}
+    "Best seconds and processor seconds of each way, and the cosine of its gradient with the plain loop's"
+    x, mask = cells(n, batch)
+    first = {name: step(way, x, mask).flatten().clone() for name, way in made.items()}
     times = {name: [] for name in made}
     for _ in range(rounds):
         for name, way in made.items():
             times[name].append(timed(lambda way=way: step(way, x, mask)))
-    reference = first[next(iter(made))][0].flatten()
-    return {name: (*map(min, zip(*times[name])), first[name][2], torch.cosine_similarity(first[name][0].flatten(), reference, dim=0).item()) for name in made}
+    reference = first[next(iter(made))].double()
+    return {name: (*map(min, zip(*times[name])), torch.cosine_similarity(first[name].double(), reference, dim=0).item()) for name in made}
 
 
 if __name__ == "__main__":
+    if "peak" in sys.argv[1:]:
+        way = ways(True)[sys.argv[2]]
+        print(measured(lambda: step(way, *cells(256, 16)))[2])
+        sys.exit()
     everything, rounds = "all" in sys.argv[1:], next((int(a) for a in sys.argv[1:] if a.isdigit()), 5)
     made, slow = ways(everything), []
     load = f", load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
     print(f"frozen MiniLM, forward and backward, {torch.get_num_threads()} threads, best of {rounds}{load}")
-    print("| n | batch | way | cells/s | ratio | cells per processor second | ratio | MB over the start | cosine of the gradients |\n|---|---|---|---|---|---|---|---|---|")
+    print("| n | batch | way | cells/s | ratio | cells per processor second | ratio | cosine of the gradients |\n|---|---|---|---|---|---|---|---|")
     for n, batch in SIZES + (MORE if everything else []):
         rows = compare(made, n, batch, rounds)
         base = next(iter(rows.values()))
-        for name, (wall, cpu, mb, cosine) in rows.items():
-            print(f"| {n} | {batch} | {name} | {batch / wall:.0f} | {base[0] / wall:.2f} | {batch / cpu:.0f} | {base[1] / cpu:.2f} | {mb:.0f} | {cosine:.4f} |", flush=True)
+        for name, (wall, cpu, cosine) in rows.items():
+            print(f"| {n} | {batch} | {name} | {batch / wall:.0f} | {base[0] / wall:.2f} | {batch / cpu:.0f} | {base[1] / cpu:.2f} | {cosine:.4f} |", flush=True)
         if base[1] / rows["bf16, eager"][1] < FASTER:
             slow.append((n, batch))
+    print("\n| way, 16 cells of 256 | MB over the loaded model |\n|---|---|")
+    for name in made:
+        print(f"| {name} | {peak(name):.0f} |", flush=True)
     if not bf16_is_fast("cpu"):
         print("this CPU does not compute in bfloat16: the default is float32")
     else:

@@ -172,6 +172,8 @@ def test_frozen_and_leaves_the_random_numbers_alone(folders):
     before = torch.get_rng_state()
     backbone = load_backbone("random:minilm", seed=3, layers=1)
     x, mask = cells(384)
+    with torch.inference_mode():  # the first batch, on which attention is chosen, need not be one of training
+        assert backbone.read(x[:, :6], mask[:, :6], at=-1).shape == (3, 384)
     y = x.requires_grad_()
     backbone.read(y, mask, at=-1).sum().backward()
     assert backbone.causal is False and backbone.attention in ("eager", "sdpa")
@@ -259,7 +261,8 @@ def test_a_folder_is_named_by_what_it_is_and_known_by_its_contents(folders):
 @pytest.mark.parametrize(("name", "options", "error", "says"), [
     ("gpt-9", {}, ModelError, "no backbone 'gpt-9': choose one of"),
     ("./nowhere", {}, ModelError, "nowhere is no folder"),
-    ("minilm", dict(revision="abc"), InputError, "name one revision"),
+    ("minilm", dict(revision="abc"), InputError, "does not go with .minilm."),
+    ("tiny-llama", dict(revision="abc"), InputError, "does not go with .tiny-llama."),
     ("minilm", dict(precision="fp8"), InputError, "no precision 'fp8'"),
     ("minilm", dict(attention="flash"), InputError, "no attention 'flash'"),
     ("minilm", dict(quantise="2bit"), InputError, "no quantisation '2bit'"),
@@ -336,9 +339,9 @@ def test_each_refusal_of_the_hub_is_one_sentence(hub, tmp_path):  # noqa: F811
 
 @pytest.mark.slow(20)
 def test_a_model_of_the_hub_is_fetched_once_and_known_by_its_commit(hub, tmp_path):  # noqa: F811
-    ask = f"""
+    ask = """
 from scinterp.methods.backbones import load_backbone
-b = load_backbone('{{name}}', device='cpu', precision='fp32')
+b = load_backbone('{name}', device='cpu', precision='fp32')
 print(b.name, b.revision, b.sha256[:12], b.words('cell').shape)
 """
     drawn = python(ask.format(name=f"random:{MODEL}"), hub.server_port, tmp_path)[0].split()

@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 
 from ..core import InputError, ModelError
-from ..text.encoders import MINILM_SHA256, MODEL_FILES, PRECISIONS, _check_model, _device, _one_of, bf16_is_fast, folder_sha256, hub_folder, minilm_path, open_model, open_tokenizer
+from ..text.encoders import (MINILM_SHA256, MODEL_FILES, PRECISIONS, _check_model, _device, _one_of, bf16_is_fast, folder_sha256, hub_folder,
+                                    minilm_path, open_model, open_tokenizer)
 
 # %% ../../nbs/methods/45_backbones.ipynb #c77f7009
 BACKBONES = ('minilm', 'tiny-llama', 'none', 'random:<name>', 'hf:<id>[@revision]', 'hf:<folder>')
@@ -24,17 +25,19 @@ BACKBONES = ('minilm', 'tiny-llama', 'none', 'random:<name>', 'hf:<id>[@revision
 def model_folder(name: str, # without 'random:'
                  revision: str | None = None, # where the name has none
                  files: tuple = MODEL_FILES # wanted of a model of the hub
-                ) -> tuple[Path, str]: # and its revision: a commit, or for a folder the start of its SHA-256
+                ) -> tuple[Path, str, str]: # and its name without a path, and its revision: a commit, or the start of a folder's SHA-256
     "The folder of a model, fetched if it is not on this machine; raises `ModelError` with what to do"
-    what = name.removeprefix('hf:'); model, _, pinned = what.partition('@'); folder = Path(what).expanduser()
-    here = name == 'minilm' or folder.is_dir()
-    if revision and (here or pinned not in ('', revision)): raise InputError(f'revision={revision!r} does not go with {name!r}: name one revision, of a model of Hugging Face')
-    if name == 'minilm': return minilm_path(), MINILM_SHA256[:12]
-    if here: return folder, folder_sha256(folder)[:12]
+    what = name.removeprefix('hf:'); model, _, pinned = what.partition('@'); folder = Path(what).expanduser(); here = name in ('minilm', 'tiny-llama') or folder.is_dir()
+    if revision and (here or pinned not in ('', revision)): raise InputError(f'revision={revision!r} does not go with {name!r}: name one, of a model of Hugging Face')
+    if name == 'minilm': return minilm_path(), name, MINILM_SHA256[:12]
+    if here: return folder, f'hf:{folder.name}', folder_sha256(folder)[:12]
+    _could_be_an_id(name, what); folder = hub_folder(model, pinned or revision or 'main', files)
+    return folder, name, folder.name
+
+def _could_be_an_id(name, what):
+    "Raise `ModelError` for what is meant as a path or as one of our names"
     if what.startswith(('.', '/', '~')): raise ModelError(f'{what} is no folder: check the path of the model')
     if '/' not in what and what == name: raise ModelError(f"no backbone {name!r}: choose one of {', '.join(BACKBONES)}")
-    folder = hub_folder(model, pinned or revision or 'main', files)
-    return folder, folder.name
 
 # %% ../../nbs/methods/45_backbones.ipynb #b8dc6390
 def frozen_precision(precision: str | None = None, # 'fp32' or 'bf16'; default: bf16 where it is fast
@@ -93,17 +96,24 @@ def leave_after(model, layers: int, name: str = 'the model'):
 # %% ../../nbs/methods/45_backbones.ipynb #a03c7cf6
 class Backbone:
     "A frozen language model that reads vectors; made by `load_backbone`"
+    attention = None # 'eager' or 'sdpa'; None: chosen at the first batch
     def __init__(self, model, # of transformers, without a head
-                 name: str, revision: str, sha256: str, # sha256: of the files, or of the drawn weights
+                 name: str, revision: str,
+                 sha256: str, # of the files, or of the weights that were drawn
                  folder: Path | None = None, # of its tokenizer
                  device: str = 'cpu'):
         self.model, self.name, self.revision, self.sha256, self.folder, self.device = model.requires_grad_(False), name, revision, sha256, folder, torch.device(device)
-        self.embedding = model.get_input_embeddings(); self.dtype = self.embedding.weight.dtype; self.hidden = model.config.get_text_config().hidden_size
-        self.n_parameters, self.attention = model.num_parameters(), None
-        if 'inputs_embeds' not in inspect.signature(model.forward).parameters: raise ModelError(f'{name} reads words only, not vectors: choose another model')
-        if self.embedding.embedding_dim != self.hidden: raise ModelError(f'{name} has words of width {self.embedding.embedding_dim} and states of {self.hidden}, which is not known here: choose another model')
+        self.embedding = model.get_input_embeddings(); self.dtype = self.embedding.weight.dtype
+        self.hidden, self.n_parameters = model.config.get_text_config().hidden_size, model.num_parameters()
 
     def __repr__(self): return f'Backbone({self.name}, {self.n_parameters/1e6:.1f} M weights, {self.hidden} wide, {str(self.dtype)[6:]} on {self.device})'
+
+# %% ../../nbs/methods/45_backbones.ipynb #3c7d723f
+def _reads_vectors(model, name):
+    "Raise `ModelError` for a model that cannot be fed with vectors as wide as its states"
+    width, hidden = model.get_input_embeddings().embedding_dim, model.config.get_text_config().hidden_size
+    if 'inputs_embeds' not in inspect.signature(model.forward).parameters: raise ModelError(f'{name} reads words only, not vectors: choose another model')
+    if width != hidden: raise ModelError(f'{name} has words of width {width} and states of {hidden}, which is not known here: choose another model')
 
 # %% ../../nbs/methods/45_backbones.ipynb #0fdc1834
 @patch(as_prop=True)
@@ -117,13 +127,14 @@ def room(self: Backbone) -> int | None:
 @patch(as_prop=True)
 def causal(self: Backbone) -> bool:
     "Whether a state depends on nothing behind it"
-    if not hasattr(self, '_is_causal'): self._is_causal = bool(_first_change(self) < .02)
+    if not hasattr(self, '_is_causal'): self._is_causal = bool(_first_change(self) < 1e-3) # 0 but for rounding, against hundredths at least
     return self._is_causal
 
 def _first_change(backbone) -> float:
-    "Share by which the first state changes with the last vector; the random numbers of the caller are left alone"
-    x = torch.randn(4, backbone.hidden, generator=torch.Generator().manual_seed(0)).to(backbone.device)*backbone.embedding.weight.float().std()
-    with torch.no_grad(): one, other = backbone.model(inputs_embeds=x[torch.tensor([[0, 1, 2], [0, 1, 3]])].to(backbone.dtype)).last_hidden_state[:, 0].float()
+    "Share by which the first state changes with the fifteen vectors behind it; the random numbers of the caller are left alone"
+    x = torch.randn(2, 16, backbone.hidden, generator=torch.Generator().manual_seed(0)); x[1, 0] = x[0, 0]
+    x = (x.to(backbone.device)*backbone.embedding.weight.float().std()).to(backbone.dtype)
+    with torch.no_grad(): one, other = backbone.model(inputs_embeds=x).last_hidden_state[:, 0].float()
     return (one - other).norm()/one.norm()
 
 # %% ../../nbs/methods/45_backbones.ipynb #407fb94f
@@ -138,10 +149,11 @@ def words(self: Backbone, text: str) -> torch.Tensor: # tokens x hidden, float32
 def moved_together(embeds, mask): # cells x positions (x hidden)
     "The kept vectors of each cell first, cut to the longest; their number, and where they came from (None: nothing moved)"
     n = mask.sum(1); most = int(n.max()) if len(n) else 0
-    kept = torch.arange(mask.shape[1], device=mask.device) < n[:, None]
-    if torch.equal(mask, kept): return embeds[:, :most], n, None
+    if torch.equal(mask, _kept(mask, n)): return embeds[:, :most], n, None
     order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
     return embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1])), n, order
+
+def _kept(x, n): return torch.arange(x.shape[1], device=x.device) < n[:, None]
 
 # %% ../../nbs/methods/45_backbones.ipynb #aaf1badc
 @patch
@@ -151,9 +163,11 @@ def read(self: Backbone, embeds, # cells x positions x hidden; gradients reach i
         ) -> torch.Tensor: # cells x positions x hidden (0 where the mask is), or cells x hidden; float32
     "States of the last layer; raises `ModelError` if there are more vectors than positions"
     x, n, order = moved_together(embeds, mask := mask.bool()); self._check(embeds, n, at)
+    if self.attention is None: self.attend_by(self._faster(x, n))
     if at is None: return self._put_back(self._states(x, n).float(), mask, order)
     return self._at(x, n, n-1 if at else n*0).float()
 
+# %% ../../nbs/methods/45_backbones.ipynb #e3cba9d5
 @patch
 def _check(self: Backbone, embeds, n, at):
     "Raise for what cannot be read"
@@ -162,16 +176,14 @@ def _check(self: Backbone, embeds, n, at):
     if len(n) and not int(n.min()): raise InputError(f'cell {int(n.argmin())} of the batch has no vector: give every cell one')
     if self.room and len(n) and int(n.max()) > self.room: raise ModelError(f'{self.name} has {self.room} positions, and {int(n.max())} vectors were given: read fewer genes')
 
-# %% ../../nbs/methods/45_backbones.ipynb #e3cba9d5
+# %% ../../nbs/methods/45_backbones.ipynb #639caa35
 @patch
 def _states(self: Backbone, x, n):
     "The model's own pass; without a mask where nothing is padded, and where the padding is behind all that a state can see"
-    if self.attention is None: self.attend_by(self._faster(x, n))
     needed = int(n.min()) < x.shape[1] and not self.causal
     return self.model(inputs_embeds=x.to(self.dtype), attention_mask=_kept(x, n).long() if needed else None).last_hidden_state
 
-def _kept(x, n): return torch.arange(x.shape[1], device=x.device) < n[:, None]
-
+# %% ../../nbs/methods/45_backbones.ipynb #74b15828
 @patch
 def _put_back(self: Backbone, states, mask, order):
     "States where their vectors were, 0 elsewhere"
@@ -206,14 +218,20 @@ _AT = dict.fromkeys(('bert', 'roberta', 'xlm-roberta', 'camembert'), _bert_at) |
 @patch
 def _at(self: Backbone, x, n, at): # at: position of each cell
     "The states at one position a cell, without the rest of the last layer where that is known"
-    config, (_, stack), cells = self.model.config, layer_stack(self.model), torch.arange(len(x), device=x.device)
-    kind = None if getattr(config, 'sliding_window', None) or getattr(config, 'add_cross_attention', False) else _AT.get(config.model_type)
-    if kind is None or stack is None or 'forward' in vars(stack[-1]): return self._states(x, n)[cells, at] # `forward`: somebody else's hook
-    last = stack[-1]; seen = _kept(x, at+1 if self.causal else n)[:, None, None]
+    cells, last, kind = torch.arange(len(x), device=x.device), *self._last()
+    if not kind: return self._states(x, n)[cells, at]
+    seen = _kept(x, at+1 if self.causal else n)[:, None, None]
     def one(hidden, *args, **kw): return kind(last, hidden, *args, x=hidden[cells, at][:, None], seen=seen, at=at, **kw)
-    last.forward = one
+    last.forward = one # for this pass, in the place of its class's
     try: return self._states(x, n)[:, 0]
     finally: del last.forward
+
+@patch
+def _last(self: Backbone):
+    "The last layer, and how it is computed at one position, None if that is not known"
+    config, (_, stack) = self.model.config, layer_stack(self.model)
+    odd = stack is None or getattr(config, 'sliding_window', None) or getattr(config, 'add_cross_attention', False) or 'forward' in vars(stack[-1]) # a hook of somebody else
+    return (None, None) if odd else (stack[-1], _AT.get(config.model_type))
 
 # %% ../../nbs/methods/45_backbones.ipynb #a5de5609
 def _lean(module, q, k, v, mask, scaling=None, **_):
@@ -222,6 +240,7 @@ def _lean(module, q, k, v, mask, scaling=None, **_):
     weights = (q*scaling) @ k.transpose(2, 3)
     return ((weights if mask is None else weights + mask).softmax(-1) @ v).transpose(1, 2).contiguous(), None
 
+# %% ../../nbs/methods/45_backbones.ipynb #8d2b6231
 @patch
 def attend_by(self: Backbone, attention: str):
     "Set the way attention is computed: 'eager' or 'sdpa'; raises `ModelError` if the model cannot"
@@ -233,7 +252,7 @@ def attend_by(self: Backbone, attention: str):
     except (ValueError, ImportError) as e: raise ModelError(f"{self.name} has no attention {attention!r}: choose the other of 'eager' and 'sdpa'") from e
     self.attention = attention
 
-# %% ../../nbs/methods/45_backbones.ipynb #8d2b6231
+# %% ../../nbs/methods/45_backbones.ipynb #51242a63
 ATTENTIONS, CLEARLY = ('eager', 'sdpa'), 1.3
 _CHOSEN = {} # in this process, for each model and size
 
@@ -246,16 +265,20 @@ def _faster(self: Backbone, x, n) -> str:
         _CHOSEN[key] = other if self._seconds(other, x, n)*CLEARLY < self._seconds(usual, x, n) else usual
     return _CHOSEN[key]
 
+# %% ../../nbs/methods/45_backbones.ipynb #c2b178fd
 @patch
 def _seconds(self: Backbone, attention, x, n) -> float:
     "Seconds of the faster of two passes, forward and backward, after a first; infinite where there is no such attention or not the memory"
-    clock = time.process_time if self.device.type == 'cpu' else time.perf_counter; took = []
+    clock = time.process_time if self.device.type == 'cpu' else time.perf_counter; times = []
     try:
         self.attend_by(attention)
         with torch.inference_mode(False), torch.enable_grad():
-            for _ in range(3): start = clock(); y = x.detach().clone().requires_grad_(); self._states(y, n).float().sum().backward(); float(y.grad[0, 0, 0]); took.append(clock()-start)
+            for _ in range(3): times.append(clock()); self._pass(x.detach().clone(), n.clone())
     except (ModelError, torch.OutOfMemoryError): return float('inf')
-    return min(took[1:])
+    return min(times[2]-times[1], clock()-times[2])
+
+@patch
+def _pass(self: Backbone, x, n): self._states(x.requires_grad_(), n).float().sum().backward(); return float(x.grad[0, 0, 0]) # a GPU has done it then
 
 # %% ../../nbs/methods/45_backbones.ipynb #388851c0
 def load_backbone(name: str, # one of the table above
@@ -272,25 +295,29 @@ def load_backbone(name: str, # one of the table above
     if name == 'none': return None
     device = _device(device or 'auto'); dtype = frozen_precision(precision, device)
     if attention: _one_of('attention', attention, ATTENTIONS)
-    model, *source = _named(name, seed, revision, dtype, _quantised(quantise, dtype, device, name))
+    make = _drawn if name == 'tiny-llama' or name.startswith('random:') else _stored
+    model, *source = make(name.removeprefix('random:'), revision, seed, dtype, _quantised(quantise, dtype, device, name))
     if layers is not None: leave_after(model, layers, name)
     if checkpointing: _checkpoint(model, name)
-    backbone = Backbone(model if quantise else model.to(device, dtype), _shown(name), *source, device=device)
+    backbone = Backbone(model if quantise else model.to(device, dtype), *source, device=device)
     if attention: backbone.attend_by(attention)
     return backbone
 
-def _shown(name: str) -> str: return f'{kind}hf:{Path(what).name}' if (what := name.removeprefix(kind := 'random:' if name.startswith('random:') else '').removeprefix('hf:')) not in BACKBONES and Path(what).expanduser().is_dir() else name
-
 # %% ../../nbs/methods/45_backbones.ipynb #efe498cb
+def _stored(name, revision, seed, dtype, options): # returns model, name, revision, sha256, folder
+    "A model as it was trained"
+    folder, shown, revision = model_folder(name, revision); model = open_model(folder, shown, dtype=dtype, **options); _reads_vectors(model, shown)
+    return model, shown, revision, MINILM_SHA256 if name == 'minilm' else folder_sha256(folder), folder
+
+# %% ../../nbs/methods/45_backbones.ipynb #15b1f8cf
 _NO_WEIGHTS = tuple(kind for kind in MODEL_FILES if kind != '*.safetensors')
 
-def _named(name, seed, revision, dtype, options): # returns model, revision, sha256, folder
-    "The model of a name, and what identifies it"
-    base, drawn = name.removeprefix('random:'), name.startswith('random:')
-    if base == 'tiny-llama': model = random_model(tiny_config(), seed); return model, '1', weights_sha256(model), None
-    folder, revision = model_folder(base, revision, _NO_WEIGHTS if drawn else MODEL_FILES)
-    if drawn: model = random_model(_config(folder, base), seed); _check_model(base, model, dict(missing_keys=[])); return model, revision, weights_sha256(model), folder
-    return open_model(folder, name, dtype=dtype, **options), revision, MINILM_SHA256 if base == 'minilm' else folder_sha256(folder), folder
+def _drawn(name, revision, seed, dtype, options): # returns model, name, revision, sha256, folder
+    "The same architecture with random weights"
+    if name == 'tiny-llama' and not revision: model = random_model(tiny_config(), seed); return model, name, '1', weights_sha256(model), None
+    folder, shown, revision = model_folder(name, revision, _NO_WEIGHTS); model = random_model(_config(folder, shown), seed)
+    _check_model(shown, model, dict(missing_keys=[])); _reads_vectors(model, shown)
+    return model, f'random:{shown}', revision, weights_sha256(model), folder
 
 def _config(folder, name):
     from transformers import AutoConfig
