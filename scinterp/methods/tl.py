@@ -21,13 +21,13 @@ from .queries import as_query, query_view
 def _writable(told: dict) -> dict:
     "The same without None, its inner dictionaries of settings as JSON"
     plain = {k: v for k, v in told.items() if v is not None}
-    return {k: json.dumps(v, sort_keys=True) if k in ('parameters', 'text', 'about') else _writable(v) if isinstance(v, dict) else v for k, v in plain.items()}
+    return {k: json.dumps(v, sort_keys=True) if k in ('parameters', 'text', 'about', 'backbone') else _writable(v) if isinstance(v, dict) else v for k, v in plain.items()}
 
 def _provenance(model: Method, match: dict | None, layer: str | None, **more) -> dict:
     "What is noted beside answers: model, settings, text, gene match, versions"
     table = getattr(model, 'table', None); fitted = hasattr(model, 'classes_')
     settings = {k: v for k, v in model.get_params(deep=False).items() if k != 'table'}
-    told = dict(method=model.name, fingerprint=model.fingerprint if fitted else None, parameters=settings, about=model.about, layer=layer or 'X', genes=match, **more,
+    told = dict(method=model.name, backbone=model._notes().get('backbone') if fitted else None, fingerprint=model.fingerprint if fitted else None, parameters=settings, about=model.about, layer=layer or 'X', genes=match, **more,
                 text={k: table.info.get(k) for k in ('source', 'template', 'encoder', 'revision', 'control')} | dict(sha256=table.sha256, species=table.species) if table else None,
                 versions=versions('scinterp', 'anndata', 'numpy', 'scikit-learn', 'torch', 'transformers'))
     return _writable(told)

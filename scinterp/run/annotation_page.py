@@ -37,9 +37,9 @@ def _histogram(confidence, threshold: float | None, bins: int = 25) -> str: # SV
     counts, edges = np.histogram(confidence, bins, (0, 1)); height, step = 140/max(counts.max(), 1), 600/bins
     kind = lambda left: ' class="unknown"' if threshold and left + .5/bins < threshold else ''
     bar = lambda n, left: f'<rect x="{left*600 + 1:.1f}" y="{150 - n*height:.1f}" width="{step - 2:.1f}" height="{n*height:.1f}"{kind(left)}><title>{left:.2f} to {left + 1/bins:.2f}: {n:,} cells</title></rect>'
-    line = f'<line x1="{600*threshold:.1f}" x2="{600*threshold:.1f}" y1="0" y2="150"/><text x="{min(600*threshold + 5, 500):.1f}" y="11">unknown below {threshold:.2f}</text>' if threshold else ''
-    ticks = ''.join(f'<text x="{600*t:.0f}" y="167" text-anchor="{"start" if t == 0 else "end" if t == 1 else "middle"}">{t:g}</text>' for t in (0, .25, .5, .75, 1))
-    return f'<svg viewBox="0 0 600 172" role="img" aria-label="Cells by confidence">{"".join(map(bar, counts, edges[:-1]))}{line}{ticks}</svg>'
+    line = f'<line x1="{600*threshold:.1f}" x2="{600*threshold:.1f}" y1="0" y2="150"/><text x="{min(600*threshold + 5, 500):.1f}" y="14">unknown below {threshold:.2f}</text>' if threshold else ''
+    ticks = ''.join(f'<text x="{600*t:.0f}" y="170" text-anchor="{"start" if t == 0 else "end" if t == 1 else "middle"}">{t:g}</text>' for t in (0, .25, .5, .75, 1))
+    return f'<svg viewBox="0 0 600 174" role="img" aria-label="Cells by confidence">{"".join(map(bar, counts, edges[:-1]))}{line}{ticks}</svg>'
 
 # %% ../../nbs/run/42_annotation_page.ipynb #24f80a87
 def _about_unknown(model: Method, told: dict, share: float) -> str:
@@ -47,9 +47,9 @@ def _about_unknown(model: Method, told: dict, share: float) -> str:
     sure = model.certainty_
     if sure is None: return 'The model was not calibrated: its confidence is its own opinion, and nothing says which cells it does not know.'
     rate = f'At most {sure.error:.0%} of the cells of known types are called unknown, on average and over all types together, if they are like the {sure.n_threshold:,} calibration cells (same tissue, technology and mixture).'
-    rate += f' Of those, {sure.named_right:.0%} of the named ones were named rightly.' if sure.named_right is not None else ''
+    rate += f' Of the calibration cells that were given a type, {sure.named_right:.0%} were given the right one.' if sure.named_right is not None else ''
     if not told['unknown']: return f'{rate} It was not asked for: every cell was given its most probable type, also cells of types that the model has never seen.'
-    return f'{rate} Here it is {share:.1%}' + (': there are types that the model has not seen, or cells unlike those it was calibrated on.' if share > 2*sure.error else '.')
+    return f'{rate} In this file {share:.1%} of all cells are unknown' + (': there are types that the model has not seen, or cells unlike those it was calibrated on.' if share > 2*sure.error else '.')
 
 def _about_genes(match: dict) -> str:
     "How complete the genes are"
@@ -73,7 +73,8 @@ def _compared_table(rows: list) -> str:
 
 # %% ../../nbs/run/42_annotation_page.ipynb #7b9e81a4
 _OWN = """.types td.bar{width:40%;min-width:6rem}.types .bar div{background:var(--brand);height:.8em;border-radius:2px}.types .bar .unknown{background:var(--soft)}
-svg{width:100%;max-width:40rem;display:block}svg rect{fill:var(--brand)}svg rect.unknown{fill:var(--soft)}svg line{stroke:var(--ink);stroke-dasharray:3 3}svg text{fill:var(--soft);font-size:12px}"""
+svg{width:100%;max-width:40rem;display:block}svg rect{fill:var(--brand)}svg rect.unknown{fill:var(--soft)}svg line{stroke:var(--ink);stroke-dasharray:3 3}svg text{fill:var(--soft);font-size:12px}
+@media(max-width:36rem){.types{white-space:normal}.types td.bar{width:25%;min-width:2.5rem}.types th,.types td{padding-right:.5rem}svg text{font-size:19px}}"""
 
 def _facts(model: Method, told: dict) -> dict:
     "What the end of the page says of the model"
