@@ -45,6 +45,7 @@ bench: $(VENV)/.run
 	$(BIN)/python benchmarks/ranking.py
 	$(BIN)/python benchmarks/preflight.py
 	$(BIN)/python benchmarks/gene_tables.py
+	$(BIN)/python benchmarks/backbones.py
 	$(BIN)/python -m pip install --quiet sentence-transformers
 	$(BIN)/python benchmarks/encoding.py
 

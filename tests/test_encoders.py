@@ -16,7 +16,7 @@ from scinterp.text.encoders import TfidfEncoder, TransformerEncoder, _pooled, en
 
 COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-REFUSED = {"org/gated": (403, "GatedRepo"), "org/none": (401, "RepoNotFound"), "org/norev": (404, "RevisionNotFound"), "org/down": (501, "")}
+REFUSED = {"org/gated": (403, "GatedRepo"), "org/none": (401, "RepoNotFound"), "org/norev": (404, "RevisionNotFound"), "org/down": (501, ""), "org/forbidden": (403, "")}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -100,7 +100,7 @@ print(np.abs(encode(['CD79A', 'a B cell']) - encoder('minilm', precision='fp32',
 def test_each_refusal_says_what_to_do(hub, tmp_path):
     said = python(ASK.format(names=[f"{m}@{COMMIT}" for m in REFUSED]), hub.server_port, tmp_path)
     assert len(said) == len(REFUSED), said
-    for sentence, words in zip(said, ["is gated: accept its terms", "shows no model org/none", "has no revision", "try again, or use `hf download org/down"]):
+    for sentence, words in zip(said, ["is gated: accept its terms", "shows no model org/none", "has no revision", "try again, or use `hf download org/down", "refuses org/forbidden (403): accept its terms"]):
         assert words in sentence, said
 
 

@@ -3,6 +3,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["gene_level", "metrics", "pl"],
-    submod_attrs={"metrics": ["scores", "score_table", "confusion_matrix", "paired_difference", "embedding_scores"]},
+    submodules=["comparisons", "gene_level", "metrics", "pl"],
+    submod_attrs={
+        "metrics": ["scores", "score_table", "confusion_matrix", "paired_difference", "embedding_scores"],
+        "comparisons": ["compare", "comparison_table"],
+    },
 )

@@ -1,13 +1,17 @@
-"""Methods with one protocol: fit, predict, predict_proba, embed; and the controls that stand beside them."""
+"""Methods with one protocol: fit, predict, predict_proba, embed, save, load; and the controls that stand beside them."""
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["protocol", "baselines", "genept", "scelmo", "scinterpreter", "controls"],
+    submodules=["protocol", "certainty", "estimators", "baselines", "genept", "scelmo", "backbones", "gene_order", "reader", "training",
+                "scinterpreter", "hybrid", "contributions", "controls", "queries", "tl"],
     submod_attrs={
+        "protocol": ["load"],
         "genept": ["GenePT"],
         "scelmo": ["ScELMo"],
-        "scinterpreter": ["ScInterpreter"],
+        "scinterpreter": ["ScInterpreter", "ScReader"],
+        "hybrid": ["ScInterpreterHybrid"],
+        "contributions": ["contributions"],
         "controls": ["with_control"],
     },
 )
