@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..cells.identifiers import match_genes, one_ortholog
 from ..cells.nomenclature import cell_types, SPECIES, bundled_genes, gene_names
+from ..cells.two_species import BOTH, parse_names
 from ..core import InputError, listed
 
 # %% ../../nbs/text/10_descriptions.ipynb #1b26f571
@@ -167,12 +168,13 @@ def _missing(cards: list, template: str) -> dict[str, int]: # {field: genes with
 
 # %% ../../nbs/text/10_descriptions.ipynb #a2861d3f
 def describe(genes, # gene names, as a file has them
-             species: str = 'human',
+             species: str = 'human', # or 'mouse', or 'human+mouse' for names like 'mouse:Cd3d'
              source: str = 'bundled', # one of `SOURCES`
              template: str | None = None, # one of `TEMPLATES`; default: 'name-summary', 'genept' for an llm, 'symbol' for symbols
              **options # ncbi: `provider`, e.g. 'RefSeq'; llm: `chat`, and what `scinterp.text.llm.describe_genes` takes
             ) -> pd.DataFrame: # gene, symbol, text, source, ortholog, mentions_cell_type; `.attrs`: source, template, missing_fields
     "Text of each gene, and where it came from; raises `InputError` for an unknown source, template or option, and if the source is not at hand"
+    if species == BOTH: return _describe_each(genes, source, template, **options)
     template = _check_choice(source, template, options); told = match_genes(genes, species)[['gene', 'symbol']]; fields = TEMPLATES[template][1].values()
     field = next((f for f in ('summary', 'name') if f in fields), ''); asked = source if field == 'summary' or source == 'bundled' else 'symbol'
     speakers = _speakers([s for s in told.symbol if s], species, asked, field, **options)
@@ -189,6 +191,16 @@ def _version(source: str, species: str) -> dict:
     if source != 'ncbi': return {}
     from scinterp.text.ncbi import summaries
     return {'summaries': {which: summaries(which).attrs for which in dict.fromkeys([species, 'human'])}}
+
+# %% ../../nbs/text/10_descriptions.ipynb #f5208324
+def _describe_each(genes, source: str, template: str | None, **options) -> pd.DataFrame:
+    "`describe` of the genes of both species; symbols have the species in front"
+    names = parse_names(genes); told = {s: describe(part.gene.tolist(), s, source, template, **options) for s, part in names.groupby('species')}
+    told = told or {'human': describe([], 'human', source, template, **options)}; symbols = {s: t.symbol.map(lambda g: g and f'{s}:{g}') for s, t in told.items()}
+    tables = [t.assign(symbol=symbols[s]).set_index(names.index[names.species == s]) for s, t in told.items()]
+    out = pd.concat(tables).sort_index().assign(gene=names.name)
+    out.attrs = next(iter(told.values())).attrs | dict(missing_fields={s: t.attrs['missing_fields'] for s, t in told.items()}) | _version(source, 'mouse')
+    return out
 
 # %% ../../nbs/text/10_descriptions.ipynb #905b15ba
 def coverage(described: pd.DataFrame, # of `describe`

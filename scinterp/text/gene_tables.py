@@ -217,16 +217,6 @@ def _text_info(texts: pd.DataFrame, genes: list) -> dict:
     info = told | dict(text_sha256=digest(genes, texts.text.tolist()), coverage=texts.source.value_counts().to_dict())
     return info | (dict(orthologs=through.value_counts().to_dict()) if len(through) else {})
 
-# %% ../../nbs/text/30_gene_tables.ipynb #34fcfae0
-def _described(genes: list, species: str, source: str, template: str | None, **options) -> pd.DataFrame:
-    "`describe`, of one species or both; raises `DataError` if no gene of a species is recognised"
-    if species != BOTH: told = describe(genes, species, source, template, **options); _check_known(told, genes, species); return told
-    names = parse_names(genes); parts = {s: _described(part.gene.tolist(), s, source, template, **options) for s, part in names.groupby('species')}
-    tables = [told.assign(symbol=np.where(told.symbol == '', '', s + ':' + told.symbol)).set_index(names.index[names.species == s]) for s, told in parts.items()]
-    told = pd.concat(tables).sort_index().assign(gene=genes)
-    told.attrs = {k: v for part in parts.values() for k, v in part.attrs.items()}
-    return told
-
 # %% ../../nbs/text/30_gene_tables.ipynb #306782d2
 @patch_to(GeneTable, cls_method=True)
 def build(cls, genes, # gene names, or an AnnData
@@ -239,18 +229,21 @@ def build(cls, genes, # gene names, or an AnnData
     "Describe and encode `genes`; raises `InputError` without a species, `DataError` if no gene is recognised"
     species = species or _species_of(genes); genes = list(dict.fromkeys(_names_of(genes)))
     if not species: raise InputError("whose genes are these? pass species='human' or species='mouse'")
-    texts, encode = _described(genes, species, source, template, **options), get_encoder(encoder) if isinstance(encoder, str) else encoder
-    vectors, truncated = encode_once(texts.text, encode, progress)
+    texts, encode = describe(genes, species, source, template, **options), get_encoder(encoder) if isinstance(encoder, str) else encoder
+    _check_known(texts, genes, species); vectors, truncated = encode_once(texts.text, encode, progress)
     info = _text_info(texts, genes) | dict(encoder=encode.name, revision=encode.revision, truncated=truncated, made=versions('scinterp', 'numpy', 'scikit-learn', 'torch', 'transformers'))
     table = cls(vectors, genes, species, info, texts.symbol.tolist())
     return table.centred() if centred else table
 
 # %% ../../nbs/text/30_gene_tables.ipynb #71de71fa
 def _check_known(texts: pd.DataFrame, genes: list, species: str):
-    "Raise `DataError` if no gene is recognised: its text would be an unknown name"
-    if (texts.symbol != '').any(): return
-    raise DataError(f"none of {len(genes)} genes is known by its name in {species} ({', '.join(genes[:3])}, ...): "
-                    f"check species, use symbols, or get all names with fetch_names({species!r})")
+    "Raise `DataError` if no gene of a species is recognised: its text would be an unknown name"
+    whose = parse_names(genes).species.to_numpy() if species == BOTH else np.full(len(genes), species)
+    for one in np.unique(whose) if len(genes) else [species]:
+        mine = np.flatnonzero(whose == one)
+        if (texts.symbol.to_numpy()[mine] != '').any(): continue
+        raise DataError(f"none of {len(mine)} genes is known by its name in {one} ({', '.join(genes[i] for i in mine[:3])}, ...): "
+                        f"check species, use symbols, or get all names with fetch_names({one!r})")
 
 # %% ../../nbs/text/30_gene_tables.ipynb #6bee435a
 @patch
