@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['InputError', 'DataError', 'ModelError', 'listed', 'shipped', 'template', 'file_sha256', 'digest', 'code_sha256',
-           'atomic_path', 'write_text', 'write_json', 'result_folder', 'cache_dir']
+           'versions', 'atomic_path', 'write_text', 'write_json', 'result_folder', 'cache_dir']
 
 # %% ../nbs/00_core.ipynb #50accb12
 import hashlib, json, os, shutil, tempfile
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import resources
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import platformdirs
@@ -63,6 +64,15 @@ def code_sha256() -> str:
     "SHA-256 over the source that decides what a method answers: answers of other code are not reused, a restyled figure costs nothing"
     root = Path(str(resources.files('scinterp'))); files = [p for room in ('cells', 'text', 'methods') for p in sorted((root/room).glob('*.py'))]
     return digest([(p.relative_to(root).as_posix(), file_sha256(p)) for p in files])
+
+# %% ../nbs/00_core.ipynb #ed782708
+def versions(*packages: str) -> dict[str, str]:
+    "Versions of those of the packages that are installed"
+    found = {}
+    for package in packages:
+        try: found[package] = version(package)
+        except PackageNotFoundError: pass
+    return found
 
 # %% ../nbs/00_core.ipynb #41002db0
 @contextmanager

@@ -1,10 +1,11 @@
-"""Methods with one protocol: fit, predict, predict_proba, embed; and the controls that stand beside them."""
+"""Methods with one protocol: fit, predict, predict_proba, embed, save, load; and the controls that stand beside them."""
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["protocol", "baselines", "genept", "scelmo", "scinterpreter", "controls"],
+    submodules=["protocol", "certainty", "estimators", "baselines", "genept", "scelmo", "scinterpreter", "controls", "tl"],
     submod_attrs={
+        "protocol": ["load"],
         "genept": ["GenePT"],
         "scelmo": ["ScELMo"],
         "scinterpreter": ["ScInterpreter"],

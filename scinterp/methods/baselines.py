@@ -18,6 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from .estimators import LEARNT, built_estimator, estimator_notes, estimator_state, settled
 from .protocol import Method, choose
 
 # %% ../../nbs/methods/20_baselines.ipynb #93aed00e
@@ -26,6 +27,8 @@ class Majority(Method):
     name = 'majority'
     def _fit(self, X, y, validation): self.share_ = np.bincount(y)/len(y)
     def _proba(self, X): return np.tile(self.share_, (X.shape[0], 1))
+    def _state(self): return dict(share=self.share_)
+    def _restore(self, state, notes): self.share_ = state['share']
 
 # %% ../../nbs/methods/20_baselines.ipynb #7f105ae4
 HVG_FLAVOURS = ('variance', 'seurat')
@@ -44,6 +47,8 @@ class _HVG(TransformerMixin, BaseEstimator):
     def fit(self, X, y=None): self.columns_ = highly_variable(X, self.n, self.flavour); return self
     def transform(self, X): return X[:, self.columns_].toarray()
 
+LEARNT[_HVG] = ('columns_',) # so that it can be kept
+
 # %% ../../nbs/methods/20_baselines.ipynb #30d4e13e
 class LogisticHVG(Method):
     "Multinomial logistic regression on highly variable genes; scaling, flavour and C chosen on validation"
@@ -55,9 +60,12 @@ class LogisticHVG(Method):
         return [make_pipeline(_HVG(self.n_genes, f), StandardScaler(with_mean=s, with_std=s), LogisticRegression(C=c, max_iter=self.max_iter))
                 for s, f, c in product((True, False), flavours, self.penalties)]
 
-    def _fit(self, X, y, validation): self.model_ = choose(self._candidates(X.shape[1]), X, y, validation)
+    def _fit(self, X, y, validation): self.model_ = settled(choose(self._candidates(X.shape[1]), X, y, validation))
     def _proba(self, X): return self.model_.predict_proba(X)
     def _embed(self, X): return self.model_.decision_function(X).reshape(X.shape[0], -1) # two types have one column
+    def _state(self): return estimator_state(self.model_)
+    def _notes(self): return dict(steps=estimator_notes(self.model_))
+    def _restore(self, state, notes): self.model_ = built_estimator(notes['steps'], state)
 
 # %% ../../nbs/methods/20_baselines.ipynb #7053dd53
 class KNNPCA(Method):
@@ -66,8 +74,13 @@ class KNNPCA(Method):
     def __init__(self, n_components: int = 50, k: int = 10, seed: int = 0): self.n_components, self.k, self.seed = n_components, k, seed
 
     def _fit(self, X, y, validation):
-        self.pca_ = PCA(min(self.n_components, min(X.shape)-1), random_state=self.seed).fit(X.toarray())
-        self.knn_ = KNeighborsClassifier(min(self.k, len(y))).fit(self._embed(X), y)
+        self.pca_ = settled(PCA(min(self.n_components, min(X.shape)-1), random_state=self.seed).fit(X.toarray()))
+        self.knn_ = settled(KNeighborsClassifier(min(self.k, len(y))).fit(self._embed(X), y))
 
     def _proba(self, X): return self.knn_.predict_proba(self._embed(X))
     def _embed(self, X): return self.pca_.transform(X.toarray())
+    def _state(self): return {f'{part}.{k}': v for part in ('pca', 'knn') for k, v in estimator_state(getattr(self, f'{part}_')).items()}
+    def _notes(self): return {part: estimator_notes(getattr(self, f'{part}_')) for part in ('pca', 'knn')}
+    def _restore(self, state, notes):
+        of = lambda part: {k.removeprefix(f'{part}.'): v for k, v in state.items() if k.startswith(f'{part}.')}
+        self.pca_, self.knn_ = (built_estimator(notes[part], of(part)) for part in ('pca', 'knn'))

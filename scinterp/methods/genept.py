@@ -7,12 +7,15 @@ __all__ = ['HEADS', 'knn_head', 'logistic_heads', 'TextAverage', 'GenePT']
 
 # %% ../../nbs/methods/30_genept.ipynb #3cdddc7c
 import numpy as np
+from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
+from ..cells.normalise import log_normalised
 from ..core import InputError
+from .estimators import built_estimator, estimator_notes, estimator_state, settled
 from .protocol import Method, choose, gene_vectors
 
 # %% ../../nbs/methods/30_genept.ipynb #2a9750a3
@@ -34,12 +37,30 @@ class TextAverage(Method):
 
     def _fit(self, X, y, validation):
         if self.head not in HEADS: raise InputError(f"no head {self.head!r}: choose one of {', '.join(HEADS)}")
-        self.vectors_ = gene_vectors(self.table, self.genes_, self.gene_mass_)
+        self.vectors_ = gene_vectors(self.table, self.genes_, self.gene_mass_); self.rows_ = self.table.align(self.genes_)
         val = validation and (self._embed(validation[0]), validation[1])
-        self.model_ = choose(HEADS[self.head](len(y)), self._embed(X), y, val)
+        self.model_ = settled(choose(HEADS[self.head](len(y)), self._embed(X), y, val))
 
     def _proba(self, X): return self.model_.predict_proba(self._embed(X))
     def _embed(self, X): return self.average(X, self.vectors_)
+
+# %% ../../nbs/methods/30_genept.ipynb #8539ad43
+@patch
+def _state(self: TextAverage): return dict(rows=self.rows_) | estimator_state(self.model_)
+@patch
+def _notes(self: TextAverage): return dict(steps=estimator_notes(self.model_))
+@patch
+def _restore(self: TextAverage, state, notes):
+    self.rows_ = state.pop('rows'); self.vectors_ = np.where(self.rows_[:, None] >= 0, self.table.vectors[self.rows_], 0).astype(np.float32)
+    self.model_ = built_estimator(notes['steps'], state)
+
+# %% ../../nbs/methods/30_genept.ipynb #3987edff
+@patch
+def embed(self: TextAverage, adata, progress: bool = False) -> np.ndarray:
+    "The average of each cell, float32, cells x d; without `fit`, of the cells' own genes; raises `DataError` if too few are recognised"
+    if hasattr(self, 'classes_'): return Method.embed(self, adata, progress)
+    X = log_normalised(adata); mass = np.asarray(X.sum(0)).ravel()
+    return np.asarray(self.average(X, gene_vectors(self.table, list(adata.var_names), mass/max(mass.sum(), 1e-12))), np.float32)
 
 # %% ../../nbs/methods/30_genept.ipynb #5451f96b
 class GenePT(TextAverage):

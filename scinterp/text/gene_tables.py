@@ -9,7 +9,6 @@ __all__ = ['GeneTable']
 import hashlib, json
 from dataclasses import dataclass, field, replace
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import pandas as pd
 from fastcore.basics import patch, patch_to
 
 from ..cells.identifiers import match_genes, one_ortholog
-from ..core import DataError, InputError, atomic_path, digest, listed
+from ..core import DataError, InputError, atomic_path, digest, listed, versions
 from .descriptions import describe
 from .encoders import encoder as get_encoder
 from .vector_cache import encode_once
@@ -212,15 +211,6 @@ def load(cls, path) -> GeneTable:
     if check != digest(text) or table.sha256 != note['sha256']: raise InputError(f'{name} was altered after it was written: make it again')
     return table
 
-# %% ../../nbs/text/30_gene_tables.ipynb #dde26bbf
-def _versions() -> dict[str, str]:
-    "Versions of what vectors depend on, as far as it is installed"
-    found = {}
-    for package in ('scinterp', 'numpy', 'scikit-learn', 'torch', 'transformers'):
-        try: found[package] = version(package)
-        except PackageNotFoundError: pass
-    return found
-
 # %% ../../nbs/text/30_gene_tables.ipynb #6b3d07d3
 def _text_info(texts: pd.DataFrame, genes: list) -> dict:
     "Source, template and hash of the texts, how many came from where, and how many are those of an ortholog"
@@ -241,7 +231,7 @@ def build(cls, genes, # gene names, or an AnnData
     if not species: raise InputError("whose genes are these? pass species='human' or species='mouse'")
     texts, encode = describe(genes, species, source, template, **options), get_encoder(encoder) if isinstance(encoder, str) else encoder
     _check_known(texts, genes, species); vectors, truncated = encode_once(texts.text, encode, progress)
-    info = _text_info(texts, genes) | dict(encoder=encode.name, revision=encode.revision, truncated=truncated, made=_versions())
+    info = _text_info(texts, genes) | dict(encoder=encode.name, revision=encode.revision, truncated=truncated, made=versions('scinterp', 'numpy', 'scikit-learn', 'torch', 'transformers'))
     return cls(vectors, genes, species, info, texts.symbol.tolist())
 
 # %% ../../nbs/text/30_gene_tables.ipynb #71de71fa
