@@ -248,10 +248,10 @@ def _type_weights(y: np.ndarray) -> np.ndarray:
 def learn_weights(X, y, # log-normalised cells x genes; the type of each cell
                   markers: Markers, # of the types to learn from
                   together: bool = True, # compare a cell with those asked with it; else with the cells of the other folds
-                  size: int = 6, ridge: float = .01, seed: int = 0) -> PairModel:
+                  fold_size: int = 6, ridge: float = .01, seed: int = 0) -> PairModel:
     "The shared model, learnt by leaving types out"
     y = np.asarray(y); blocks = []
-    for fold in type_folds(list(markers.types), size, seed):
+    for fold in type_folds(list(markers.types), fold_size, seed):
         at = np.isin(y, fold); ground = () if together else background(X[np.isin(y, markers.types) & ~at])
         blocks.append((pair_features(X[at], markers.of(fold), *ground), np.searchsorted(fold, y[at]), _type_weights(y[at])*len(fold)/len(markers.types)))
     scale = np.concatenate([F.reshape(-1, len(FEATURES)) for F, _, _ in blocks]).std(0) + 1e-6
