@@ -27,7 +27,7 @@ from sklearn.preprocessing import normalize
 from ..cells.identifiers import match_genes, orthologs
 from ..cells.nomenclature import SPECIES, check_species, gene_names, mouse_case, names_source
 from ..cells.normalise import log_normalised
-from ..core import DataError, InputError
+from ..core import DataError, InputError, listed
 from .baselines import LogisticHVG, highly_variable
 from .estimators import built_estimator
 from .protocol import Method
@@ -361,7 +361,8 @@ def learn_gate(X, names, markers: Markers, method: LabelText) -> np.ndarray: # t
 @patch
 def _new_texts(self: LabelText, types, only: bool) -> dict[str, str]:
     "Texts of the types asked for; raises `InputError` if one has none, or is known already"
-    texts = dict(types) if isinstance(types, dict) else label_texts(types := list(types))
+    types = types if isinstance(types, dict) else listed(types, 'types'); own = {t: self.texts_[t] for t in types if t in self.texts_}
+    texts = dict(types) if isinstance(types, dict) else label_texts(types) | own
     lost = [t for t in types if t not in texts]; known = [t for t in texts if t in set(self.classes_)]
     if lost: raise InputError(f"no text is known for {', '.join(map(repr, lost))}: pass types={{'name': 'text that names marker genes'}}")
     if known and not only: raise InputError(f"{', '.join(map(repr, known))} was seen in training: leave it out of types, or pass only=True")
