@@ -6,7 +6,7 @@
 __all__ = ['unseen_config', 'checked_texts', 'draw_types', 'drawn_set', 'described_cells', 'held_cells', 'UnseenSet',
            'joined_answer', 'lexical_answer', 'similarity_answers', 'left_out_answers', 'accuracy_row',
            'difference_rows', 'left_out_rows', 'together_rows', 'CrossSet', 'cross_rows', 'run_unseen', 'set_summary',
-           'over_sets', 'target_table', 'target_verdict', 'differences']
+           'over_sets', 'target_table', 'target_verdict', 'differences', 'spoken', 'together_table']
 
 # %% ../../nbs/run/24_unseen.ipynb #1fb7f6ce
 import hashlib, time, tomllib
@@ -246,3 +246,20 @@ def differences(table: pd.DataFrame, split: str = 'left-out') -> pd.DataFrame: #
     t = table[(table.split == split) & table.metric.str.startswith('unseen_accuracy_over_')]; t = t.assign(over=t.metric.str.removeprefix('unseen_accuracy_over_'), word=t.apply(in_words, axis=1))
     counts = t.groupby(['over', 'word'], sort=False).size().unstack('word', fill_value=0).reindex(columns=['above', 'not shown to differ from', 'below'], fill_value=0)
     return counts.assign(mean=t.groupby('over', sort=False).value.mean()).rename_axis(index='label-text against', columns=None)
+
+# %% ../../nbs/run/24_unseen.ipynb #d2358099
+_OTHERS = {'label-text+one-by-one': 'the same with each cell by itself', 'lexical': 'the texts without any labelled cell', 'text-similarity': 'vectors of the same texts',
+           'text-similarity+name-only': 'vectors of the bare names'}
+
+def spoken(table: pd.DataFrame, split: str = 'left-out') -> str:
+    "The differences in words, one line each"
+    t = differences(table, split); n = int(t.iloc[0, :3].sum())
+    lines = [f"- against {_OTHERS.get(over, over)}: " + ', '.join(f'{word} in {int(r[word])}' for word in t.columns[:3] if r[word]).replace('not shown to differ from', 'not told apart')
+             + f" of {n} sets, {r['mean']:+.2f} on average" for over, r in t.iterrows()]
+    return '\n'.join(lines)
+
+def together_table(table: pd.DataFrame) -> pd.DataFrame: # index: set, method
+    "Accuracy on new and on seen types, and their harmonic mean, mean over seeds; and the mean over sets"
+    t = table[table.split == 'seen-and-unseen']; t = t.groupby(['dataset', 'method', 'metric'], sort=False).value.mean().unstack('metric', sort=False)
+    mean = pd.concat({'mean': t.groupby('method', sort=False).mean()}, names=['dataset'])
+    return pd.concat([t, mean])[['unseen_accuracy', 'seen_accuracy', 'harmonic_mean']].rename_axis(columns=None)
