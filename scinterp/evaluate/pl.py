@@ -19,7 +19,8 @@ from ..core import atomic_path
 
 # %% ../../nbs/evaluate/20_plots.ipynb #eb8530e1
 COLOURS = dict(zip(('majority', 'lr-hvg', 'knn-pca', 'genept-w', 'scelmo-wa', 'scinterpreter'),
-                   ('#999999', '#000000', '#56B4E9', '#E69F00', '#009E73', '#0072B2'))) | {'minilm': '#0072B2', 'text-length': '#999999'}
+                   ('#999999', '#000000', '#56B4E9', '#E69F00', '#009E73', '#0072B2'))) | {
+    'minilm': '#0072B2', 'text-length': '#999999', 'label-text': '#0072B2', 'lexical': '#E69F00', 'text-similarity': '#009E73'}
 _SPARE = ('#CC79A7', '#D55E00', '#F0E442')
 STYLE = {'font.size': 9, 'axes.titlesize': 10, 'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
          'figure.dpi': 100, 'savefig.dpi': 150, 'svg.fonttype': 'none', 'svg.hashsalt': 'scinterp', 'axes.titlelocation': 'left'}
@@ -77,13 +78,16 @@ def performance_panels(table: pd.DataFrame, metrics=('macro_f1', 'accuracy', 'ma
 # %% ../../nbs/evaluate/20_plots.ipynb #d2d2b911
 def dataset_panels(table: pd.DataFrame, # result table
                    titles: dict[str, str], # dataset: title of its panel, in order
-                   metric: str, columns: int = 3, chance: float | None = None):
+                   metric: str, columns: int = 3,
+                   chance=None, # a dotted line: one value, or one by dataset
+                   goal: dict | None = None): # a dashed line, by dataset
     "`performance_bars` of one metric for several datasets with the same rows; returns the Figure"
     shown = [d for d in titles if d in set(table[table.metric == metric].dataset)]; n = len(_summary(table[table.dataset == shown[0]])); lines = -(-len(shown) // columns)
     fig, axes = plt.subplots(lines, columns, figsize=(2.1*columns + 1.8, (.27*n + .95)*lines), sharey=True, layout='constrained', squeeze=False)
     for ax, name in zip(axes.flat, shown):
         performance_bars(table[table.dataset == name], metric, ax).set_title(titles[name], loc='left')
-        if chance is not None: ax.axvline(chance, color='#888888', lw=.8, ls=':')
+        if chance is not None: ax.axvline(chance[name] if isinstance(chance, dict) else chance, color='#888888', lw=.8, ls=':')
+        if goal: ax.axvline(goal[name], color='#888888', lw=.8, ls='--')
     axes[0, 0].set_ylim(n - .4, -.6)
     for ax in axes.flat[len(shown):]: ax.remove()
     return fig

@@ -4,7 +4,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["protocol", "certainty", "estimators", "baselines", "genept", "scelmo", "backbones", "gene_order", "reader", "training",
-                "scinterpreter", "hybrid", "contributions", "controls", "queries", "tl"],
+                "scinterpreter", "hybrid", "contributions", "label_text", "controls", "queries", "tl"],
     submod_attrs={
         "protocol": ["load"],
         "genept": ["GenePT"],
@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "scinterpreter": ["ScInterpreter", "ScReader"],
         "hybrid": ["ScInterpreterHybrid"],
         "contributions": ["contributions"],
+        "label_text": ["LabelText"],
         "controls": ["with_control"],
     },
 )
