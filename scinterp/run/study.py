@@ -194,7 +194,9 @@ def identity(self: Bench, plan: Plan, control: str, seed: int) -> dict:
 def method(self: Bench, plan: Plan, control: str, seed: int) -> Method:
     "The method of an arm, unfitted"
     table = self.table(plan) if method_entry(plan.label).table else None
-    return make_method(plan.label, table, control, seed, **plan.settings)
+    method = make_method(plan.label, table, control, seed, **plan.settings)
+    if 'checkpoint' in method.get_params(): method.set_params(checkpoint=cache_dir()/'training') # a run that was killed goes on, and what two methods share is trained once
+    return method
 
 # %% ../../nbs/run/22_study.ipynb #8aa8b0c9
 def trainable_parameters(method: Method) -> int | None:
@@ -223,7 +225,7 @@ def peak_mb() -> float:
     except (OSError, StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1024**2 if sys.platform == 'darwin' else 1024)
 
 # %% ../../nbs/run/22_study.ipynb #9f9060c0
-_NOT_SETTINGS = ('table', 'progress', 'device', 'seed') # of a method: they do not decide its answers, or are recorded on their own
+_NOT_SETTINGS = ('table', 'progress', 'device', 'seed', 'checkpoint') # of a method: they do not decide its answers, or are recorded on their own
 
 def _plain(value): return json.loads(json.dumps(value, default=str))
 
