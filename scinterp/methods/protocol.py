@@ -63,7 +63,7 @@ def fit(self: Method, adata: AnnData, # log-normalised, or counts
     labels = _labels(adata, label_key)
     self.classes_, y = np.unique(labels, return_inverse=True)
     if len(self.classes_) < 2: raise DataError(f'{label_key!r} holds one type only: at least two are needed to learn from')
-    self._warn_of_single(y); self.certainty_ = None; self.species_ = _stated(adata) or getattr(getattr(self, 'table', None), 'species', '')
+    self._warn_of_single(y); self.certainty_, self.about_ = None, {}; self.species_ = _stated(adata) or getattr(getattr(self, 'table', None), 'species', '')
     X = log_normalised(adata); mass = np.asarray(X.sum(0)).ravel(); self.genes_ = list(map(str, adata.var_names))
     self.gene_mass_ = mass/max(mass.sum(), 1e-12)
     self._fit(X, y, self._validation(validation, label_key))
@@ -173,9 +173,15 @@ def _plain(value, what: str):
 
 # %% ../../nbs/methods/10_protocol.ipynb #9b980b36
 @patch
+def plain_settings(self: Method) -> dict:
+    "Settings as JSON holds them, without the table; raises `ModelError` for a method that could not be kept once it is fitted"
+    if type(self)._state is Method._state: Method._state(self)
+    return {k: _plain(v, f'the setting {k} of {self.name}') for k, v in self.get_params(deep=False).items() if k != 'table'}
+
+@patch
 def _card(self: Method) -> dict:
     "All that is known of a fitted method, but for its arrays and its table"
-    settings = {k: _plain(v, f'the setting {k} of {self.name}') for k, v in self.get_params(deep=False).items() if k != 'table'}
+    settings = self.plain_settings()
     kind = {'class': type(self).__name__, 'module': type(self).__module__}
     return dict(method=self.name, **kind, parameters=settings, classes=list(map(str, self.classes_)), genes=self.genes_, species=self.gene_species,
                 certainty=asdict(self.certainty_) if self.certainty_ else None, notes=_plain(self._notes(), f'a note of {self.name}'), about=_plain(self.about, 'a word about it'))
