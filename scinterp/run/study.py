@@ -10,7 +10,7 @@ __all__ = ['CAPS', 'FILES', 'Setting', 'Plan', 'Study', 'load_study', 'proportio
            'study_comparisons', 'main']
 
 # %% ../../nbs/run/22_study.ipynb #ddfb3519
-import argparse, json, lzma, resource, shutil, sys, tomllib
+import argparse, json, lzma, resource, shutil, sys, time, tomllib
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -256,14 +256,14 @@ def types(self: Bench) -> list[str]: return sorted(set(map(str, self.cells.obs['
 def run(self: Bench, plan: Plan, control: str, seed: int) -> Done:
     "Fit an arm, ask it, and write down what it cost"
     split, identity = self.split(plan, seed), self.identity(plan, control, seed); method = self.method(plan, control, seed)
-    reset_peak(); answers, seconds = fit_and_answer(method, self.cells, split, self.progress); peak = peak_mb()
+    reset_peak(); used = time.process_time(); answers, seconds = fit_and_answer(method, self.cells, split, self.progress); used = time.process_time() - used; peak = peak_mb()
     Z = embedded(method, self.cells[split.test]); rows = score_table(answers.true, answers.predicted)
     if Z is not None: rows = pd.concat([rows, separation_rows(Z, answers.true)])
     name = dict(dataset=self.setting.dataset, split=self.setting.split_label, seed=seed, method=plan.label, control=control)
     rows = rows.assign(**name, seconds=round(sum(seconds.values()), 2), manifest=digest(identity)[:12])[list(COLUMNS)]
     sizes = {p: n for p, n in split.sizes.items() if n and p != 'unused'}; codes = self.codes(answers)
     record = dict(method=plan.label, control=control, seed=seed, identity=digest(identity), settings=plan.settings, caps=plan.caps, cells=sizes, split_sha256=split.sha256,
-                  text=self._text_note(plan) if 'text' in identity else {}, params=params(method), seconds={k: round(s, 3) for k, s in seconds.items()},
+                  text=self._text_note(plan) if 'text' in identity else {}, params=params(method), seconds={k: round(s, 3) for k, s in seconds.items()}, cpu_seconds=round(used, 2),
                   cells_per_s=dict(train=round(sizes['train']/seconds['fit'], 1), predict=round(sizes['test']/seconds['predict'], 1)),
                   trainable=trainable_parameters(method), peak_mb=round(peak), **told(method), environment=environment(),
                   made=datetime.now(timezone.utc).isoformat(timespec='seconds'), answers_sha256=digest(codes))
