@@ -136,10 +136,10 @@ def capped_split(split: Split, ids, labels, min_cells: int = 0, caps: dict | Non
 # %% ../../nbs/run/22_study.ipynb #c28d58e6
 def texts_id(genes, species: str, text: dict) -> str:
     "SHA-256 of the texts of genes and of the encoder's name and revision, but for the precision it computes in, which belongs to the machine"
-    options = {k: v for k, v in text.items() if k not in ('encoder', 'source', 'template')}
+    options = {k: v for k, v in text.items() if k not in ('encoder', 'source', 'template', 'centred')}
     told = describe(genes, species, text['source'], text.get('template'), **options); encode = get_encoder(text['encoder'])
     revision = '-'.join(p for p in encode.revision.split('-') if p not in PRECISIONS)
-    return digest(list(genes), told.text.tolist(), encode.name, revision)
+    return digest(list(genes), told.text.tolist(), encode.name, revision, *(['centred'] if text.get('centred') else []))
 
 # %% ../../nbs/run/22_study.ipynb #e8f0b261
 @dataclass
