@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['unseen_config', 'checked_texts', 'draw_types', 'drawn_set', 'described_cells', 'held_cells', 'UnseenSet',
            'joined_answer', 'lexical_answer', 'similarity_answers', 'left_out_answers', 'accuracy_row',
-           'difference_rows', 'left_out_rows', 'together_rows', 'CrossSet', 'cross_rows', 'run_unseen', 'set_summary',
-           'over_sets', 'target_table', 'target_verdict', 'differences', 'spoken', 'together_table']
+           'difference_rows', 'pair_table', 'left_out_rows', 'together_rows', 'CrossSet', 'cross_rows', 'run_unseen',
+           'set_summary', 'over_sets', 'target_table', 'target_verdict', 'differences', 'spoken', 'together_table',
+           'pair_matrix']
 
 # %% ../../nbs/run/24_unseen.ipynb #1fb7f6ce
 import hashlib, time, tomllib
@@ -22,7 +23,7 @@ from ..cells.datasets import load
 from ..cells.nomenclature import SPECIES, cell_types, names_source
 from ..cells.normalise import log_normalised
 from ..cells.splits import cells_sha256
-from ..core import InputError, code_sha256, file_sha256, shipped, versions, write_json
+from ..core import InputError, atomic_path, code_sha256, file_sha256, shipped, versions, write_json
 from ..evaluate.metrics import paired_difference, score_table
 from ..methods.label_text import LabelText, Markers, label_texts, learn_weights, marker_weights, pair_features, refined, text_similarity
 from .report import in_words
@@ -136,7 +137,14 @@ def difference_rows(truth, told: dict, seeds, n_boot: int) -> list[dict]:
     return rows
 
 # %% ../../nbs/run/24_unseen.ipynb #6b98dcaa
-def left_out_rows(s: UnseenSet, seeds, permutations: int, progress: bool = False) -> list[dict]:
+def pair_table(s: UnseenSet, told: dict, seeds) -> pd.DataFrame: # true, text, lexical (mean score), called (share, mean over seeds)
+    "How the cells of each left-out type fit the text of each, and how often they are called it"
+    truth = s.y[s.new]; fit = pair_features(s.X[s.new], s.markers.of(s.left_out))[..., 0]; answers = np.stack([told['label-text', '', seed] for seed in seeds])
+    cell = lambda t, text: dict(true=t, text=text, lexical=fit[truth == t, s.left_out.index(text)].mean(), called=np.mean(answers[:, truth == t] == text))
+    return pd.DataFrame([cell(t, text) for t in s.left_out for text in s.left_out])
+
+# %% ../../nbs/run/24_unseen.ipynb #906758a7
+def left_out_rows(s: UnseenSet, seeds, permutations: int, progress: bool = False) -> tuple[list[dict], pd.DataFrame]: # and the `pair_table`
     "Result rows of the left-out types of a set"
     start = time.perf_counter(); told = left_out_answers(s, seeds, permutations, progress); truth = s.y[s.new]; n_boot = s.config['bootstrap']; rows = []
     for (method, control, seed), answer in told.items():
@@ -144,7 +152,7 @@ def left_out_rows(s: UnseenSet, seeds, permutations: int, progress: bool = False
         if control in ('permuted-text', 'random-genes'): row |= dict(lo=np.nan, hi=np.nan) # their interval is over permutations
         rows.append(row | dict(method=method, control=control, seed=seed))
     rows += difference_rows(truth, told, seeds, n_boot)
-    return [r | dict(seconds=(time.perf_counter() - start)/len(rows)) for r in rows]
+    return [r | dict(seconds=(time.perf_counter() - start)/len(rows)) for r in rows], pair_table(s, told, seeds)
 
 # %% ../../nbs/run/24_unseen.ipynb #5c9337c1
 def together_rows(s: UnseenSet, seed: int) -> list[dict]:
@@ -183,25 +191,27 @@ def cross_rows(s: CrossSet, seeds, permutations: int) -> list[dict]:
     return [r | dict(seconds=(time.perf_counter() - start)/len(rows)) for r in rows + difference_rows(truth, told, seeds, s.config['bootstrap'])]
 
 # %% ../../nbs/run/24_unseen.ipynb #80492e2b
-def run_unseen(out, # folder for results.csv and run.json
+def run_unseen(out, # folder for results.csv, pairs.csv and run.json
                profile: str = 'cpu', # of data/configs/unseen_types.toml
                progress: bool = False) -> pd.DataFrame: # the result table
     "Every set of the profile with its controls; raises `InputError` for a profile there is not, `DataError` for cells that are not here"
-    config = unseen_config(); chosen = config['profiles'].get(profile); rows, sources = [], {}
+    config = unseen_config(); chosen = config['profiles'].get(profile); rows, pairs, sources = [], [], {}
     if chosen is None: raise InputError(f"no profile {profile!r}: choose one of {', '.join(config['profiles'])}")
     seeds, permutations = chosen['seeds'], chosen['permutations']
     for which in tqdm([s for s in config['sets'] if s['name'] in chosen.get('sets', [s['name']])], desc='sets', disable=not progress):
         cells = described_cells(which['dataset'], config); s = UnseenSet(cells, which['left_out'], config); sources[which['dataset']] = cells.uns['scinterp_source']
-        rows += [r | dict(dataset=which['name'], split='left-out-again' if which.get('again') else 'left-out') for r in left_out_rows(s, seeds, permutations, progress)]
+        made, pair = left_out_rows(s, seeds, permutations, progress); pairs.append(pair.assign(dataset=which['name']))
+        rows += [r | dict(dataset=which['name'], split='left-out-again' if which.get('again') else 'left-out') for r in made]
         if not which.get('again'): rows += [r | dict(dataset=which['name'], split='seen-and-unseen') for seed in seeds for r in together_rows(s, seed)]
     for which in tqdm([c for c in config['cross'] if c['name'] in chosen.get('cross', [c['name']])], desc='other species', disable=not progress):
         train, cells = (described_cells(which[k], config) for k in ('train', 'dataset')); sources |= {which['dataset']: cells.uns['scinterp_source']}
         rows += [r | dict(dataset=which['name'], split='other-species') for r in cross_rows(CrossSet(train, cells, config), seeds, permutations)]
-    return _write(Path(out), pd.DataFrame(rows), profile, sources)
+    return _write(Path(out), pd.DataFrame(rows), pd.concat(pairs), profile, sources)
 
 # %% ../../nbs/run/24_unseen.ipynb #9cc6e86e
-def _write(out: Path, table: pd.DataFrame, profile: str, sources: dict) -> pd.DataFrame:
-    "Write the result table and its manifest"
+def _write(out: Path, table: pd.DataFrame, pairs: pd.DataFrame, profile: str, sources: dict) -> pd.DataFrame:
+    "Write the result table, the table of pairs and the manifest"
+    with atomic_path(out/'pairs.csv') as tmp: pairs[['dataset', 'true', 'text', 'lexical', 'called']].to_csv(tmp, index=False, float_format='%.4g')
     manifest = dict(paper='scinterpreter', profile=profile, config_sha256=file_sha256(shipped('configs', 'unseen_types.toml')), texts_sha256=file_sha256(shipped('cell_types.tsv')),
                     code_sha256=code_sha256(), cells={k: v['cells_sha256'] for k, v in sources.items()},
                     names={k: names_source(k)[0] for k in (*SPECIES, 'orthologs')}, versions=versions('scinterp', 'numpy', 'scipy', 'scikit-learn', 'torch', 'transformers'))
@@ -267,3 +277,8 @@ def together_table(table: pd.DataFrame) -> pd.DataFrame: # index: set, method
     t = table[table.split == 'seen-and-unseen']; t = t.groupby(['dataset', 'method', 'metric'], sort=False).value.mean().unstack('metric', sort=False)
     mean = pd.concat({'mean': t.groupby('method', sort=False).mean()}, names=['dataset'])
     return pd.concat([t, mean])[['unseen_accuracy', 'seen_accuracy', 'harmonic_mean']].rename_axis(columns=None)
+
+# %% ../../nbs/run/24_unseen.ipynb #30fd4ae1
+def pair_matrix(pairs: pd.DataFrame, dataset: str, column: str = 'lexical') -> pd.DataFrame: # true type x text
+    "One set of the table of pairs"
+    return pairs[pairs.dataset == dataset].pivot(index='true', columns='text', values=column)
