@@ -34,8 +34,9 @@ from .protocol import Method
 from ..text.descriptions import describe_terms
 
 # %% ../../nbs/methods/55_label_text.ipynb #649f13bc
-_ENGLISH = frozenset('''ACE ACHE AIDA BAD BID BOC CAD CAMP CAPS CASK CAST CAT CHAT CLOCK COIL COMP DES FUS GAL GAN GEM HAL HUNK IMPACT JUN KIT LAT LUM MAG MAL
-    MAX MET MICA MICE MUSK NODAL OAT PIGS PIP PROC RAN REL REST RET SAG SEA SET SHE SKI SON SPARC STAR STRAP TANK TAT TRAP TRIO TUB VIP WAS'''.split())
+_ENGLISH = frozenset('''ACE ACHE AIDA BAD BID BOC CAD CAMP CAPS CASK CAST CAT CHAT CLOCK COIL COMP DES FUS GAL GAN GEM HAL HUNK IMPACT
+    JUN KIT LAT LUM MAG MAL MAX MET MICA MICE MUSK NODAL OAT PIGS PIP PROC RAN REL REST RET SAG SEA SET SHE SKI SON SPARC STAR STRAP TANK TAT
+    TRAP TRIO TUB VIP WAS'''.split())
 
 # %% ../../nbs/methods/55_label_text.ipynb #1acebcda
 _PROTEINS = {name: tuple(genes.split()) for name, genes in dict(
@@ -90,7 +91,8 @@ def _with_company(found: list[_Found], text: str) -> list[_Found]:
     return [f for i, f in enumerate(found) if firm[i] or beside(i, i - 1) or beside(i, i + 1)]
 
 # %% ../../nbs/methods/55_label_text.ipynb #abe4e55d
-_BEFORE = re.compile(r'\b(?:lack(?:s|ing)?|without|no|not(?! only)|little|low|los(?:t|e|es|ing)|absent|minus|hardly any|devoid of|free of|negative for|never)\b'
+_BEFORE = re.compile(r'\b(?:lack(?:s|ing)?|without|no|not(?! only)|little|low|los(?:t|e|es|ing)|absent|minus|hardly any|'
+                     r'devoid of|free of|negative for|never)\b'
                      r'(?:\s+(?!(?:and|with|are|is|but|have|has)\b)[a-z-]+){0,2}\s*$', re.I)
 _AFTER = re.compile(r'\s*(?:(?:is|are|stays?|remains?|being|or|kept|very|mostly)\s+){0,2}'
                     r'(?:low|lowered|lost|absent|falls?|fades?|declines?|drops?|reduced|missing|negative|off|down)\b', re.I)
@@ -173,12 +175,14 @@ def marker_weights(texts: dict[str, str], # {type: text}
         for symbol, written, sign in told[['symbol', 'species', 'sign']].itertuples(index=False):
             at = sorted({places[s] for s in _of_species(symbol, written, species) if s in places}); rows += [(i, c, sign, 1/len(at)) for c in at]
         if not any(r[0] == i and r[2] > 0 for r in rows):
-            raise DataError(f'the text of {name!r} names no gene that was measured in these {species} cells: name marker genes in it, or leave the type out')
+            raise DataError(f'the text of {name!r} names no gene that was measured in these {species} cells: '
+                            'name marker genes in it, or leave the type out')
     return _markers(tuple(texts), rows)
 
 def _markers(types: tuple, rows: list) -> Markers: # rows: type, column, sign, weight
     "Markers from single weights"
-    columns, at = np.unique([r[1] for r in rows], return_inverse=True); made = Markers(types, columns, *np.zeros((2, len(types), len(columns)), np.float32))
+    columns, at = np.unique([r[1] for r in rows], return_inverse=True)
+    made = Markers(types, columns, *np.zeros((2, len(types), len(columns)), np.float32))
     for (i, _, sign, weight), c in zip(rows, at): np.add.at(made.plus if sign > 0 else made.minus, (i, c), weight)
     return made
 
@@ -255,14 +259,16 @@ def learn_weights(X, y, # log-normalised cells x genes; the type of each cell
     y = np.asarray(y); blocks = []
     for fold in type_folds(list(markers.types), fold_size, seed):
         at = np.isin(y, fold); ground = () if together else background(X[np.isin(y, markers.types) & ~at])
-        blocks.append((pair_features(X[at], markers.of(fold), *ground), np.searchsorted(fold, y[at]), _type_weights(y[at])*len(fold)/len(markers.types)))
+        weight = _type_weights(y[at])*len(fold)/len(markers.types)
+        blocks.append((pair_features(X[at], markers.of(fold), *ground), np.searchsorted(fold, y[at]), weight))
     scale = np.concatenate([F.reshape(-1, len(FEATURES)) for F, _, _ in blocks]).std(0) + 1e-6
     return PairModel(_conditional([(F/scale, *rest) for F, *rest in blocks], ridge, SIGNS), scale)
 
 # %% ../../nbs/methods/55_label_text.ipynb #64959450
 def _components(X, n: int = 30, seed: int = 0) -> np.ndarray: # cells x n
     "Main components of standardised, variable genes; all divided by one number"
-    X = X[:, highly_variable(X)]; Z = z_scores(X, *background(X)); H = TruncatedSVD(min(n, min(Z.shape) - 1), random_state=seed).fit_transform(Z - Z.mean(0))
+    X = X[:, highly_variable(X)]; Z = z_scores(X, *background(X))
+    H = TruncatedSVD(min(n, min(Z.shape) - 1), random_state=seed).fit_transform(Z - Z.mean(0))
     return H/max(H.std(), 1e-9)
 
 def _surest(P: np.ndarray, share: float = .5) -> np.ndarray:
@@ -281,7 +287,8 @@ def refined(X, # cells x genes, log-normalised
     for _ in range(rounds):
         at = _surest(Q); called = Q[at].argmax(1)
         if len(np.unique(called)) < 2: break
-        like = LogisticRegression(C=C, max_iter=300, class_weight='balanced').fit(H[at], called); told = np.full(P.shape, 1e-6); told[:, like.classes_] = like.predict_proba(H)
+        like = LogisticRegression(C=C, max_iter=300, class_weight='balanced').fit(H[at], called)
+        told = np.full(P.shape, 1e-6); told[:, like.classes_] = like.predict_proba(H)
         Q = normalize(np.sqrt(told*P), 'l1')
     return Q
 
@@ -346,7 +353,8 @@ def best_threshold(judged, is_new, right_new, right_seen, y) -> float:
 def _gate_fold(X, names, markers: Markers, fold: list, method: LabelText, rng) -> tuple:
     "Evidence on held cells, with the types of `fold` taken for new; whether they are, and whether they would be named right as new or as seen"
     new = np.isin(names, fold); train = ~new & (rng.random(len(names)) < .75); asked = ~train; is_new = np.isin(markers.types, fold)
-    lr = LogisticHVG(penalties=(.1,)); lr._fit(X[train], names[train], None); P = lr._proba(X[asked]); ground = () if method.together else background(X[train])
+    lr = LogisticHVG(penalties=(.1,)); lr._fit(X[train], names[train], None); P = lr._proba(X[asked])
+    ground = () if method.together else background(X[train])
     S = method.model_.scores(pair_features(X[asked], markers, *ground)); best = np.array(markers.types)[is_new][S[:, is_new].argmax(1)]
     return _evidence(S, is_new, P), new[asked], best == names[asked], lr.model_.classes_[P.argmax(1)] == names[asked], names[asked]
 
@@ -355,7 +363,8 @@ def learn_gate(X, names, markers: Markers, method: LabelText) -> np.ndarray: # t
     "The judge between seen and new"
     rng = np.random.default_rng(method.seed); folds = type_folds(list(markers.types), method.fold_size, method.seed)
     parts = [_gate_fold(X, names, markers, fold, method, rng) for fold in folds]; V, new, right_new, right_seen, y = map(np.concatenate, zip(*parts))
-    kind = np.char.add(y.astype(str), new.astype(str)); weight = _type_weights(kind); weight = weight/np.where(new, weight[new].sum(), weight[~new].sum())
+    kind = np.char.add(y.astype(str), new.astype(str)); weight = _type_weights(kind)
+    weight = weight/np.where(new, weight[new].sum(), weight[~new].sum())
     judge = LogisticRegression().fit(V, new, weight*len(y)/2); judged = judge.decision_function(V)
     return np.r_[judge.coef_[0], judge.intercept_ - best_threshold(judged, new, right_new, right_seen, kind)]
 
@@ -377,7 +386,8 @@ def _read_texts(self: LabelText, adata: AnnData, texts: dict) -> tuple: # expres
     "How cells fit texts, in the genes and the species of the cells"
     species = adata.uns.get('scinterp_source', {}).get('species') or self.gene_species
     if self.together: X = log_normalised(adata); return X, self.model_.scores(pair_features(X, marker_weights(texts, adata.var_names, species)))
-    if species != self.gene_species: raise DataError(f'cells of {species} cannot be compared with the {self.gene_species} cells of training: fit with together=True')
+    if species != self.gene_species:
+        raise DataError(f'cells of {species} cannot be compared with the {self.gene_species} cells of training: fit with together=True')
     X = self._expression(adata); return X, self.model_.scores(pair_features(X, marker_weights(texts, self.genes_, species), self.mean_, self.sd_))
 
 @patch
@@ -401,8 +411,10 @@ def predict_proba(self: LabelText, adata: AnnData,
 @patch
 def _general(self: LabelText, adata: AnnData, texts: dict) -> pd.DataFrame:
     "Probability of seen and new types; raises `InputError` if that was not learnt"
-    if not len(self.gate_): raise InputError('this method did not learn to tell new types from seen ones: fit it with general=True, or pass only=True')
-    X, S = self._read_texts(adata, self.texts_ | texts); is_new = np.repeat([False, True], [len(self.texts_), len(texts)]); seen = self._proba(self._expression(adata))
+    if not len(self.gate_):
+        raise InputError('this method did not learn to tell new types from seen ones: fit it with general=True, or pass only=True')
+    X, S = self._read_texts(adata, self.texts_ | texts); is_new = np.repeat([False, True], [len(self.texts_), len(texts)])
+    seen = self._proba(self._expression(adata))
     new = expit(_evidence(S, is_new, seen) @ self.gate_[:2] + self.gate_[2]); shares = softmax(S[:, is_new], axis=1); sure = new > .5
     if sure.any(): shares[sure] = self._shares(X[sure], S[sure][:, is_new])
     # the better kind wins: its best type must not lose for having more rivals of its own kind
