@@ -122,7 +122,7 @@ def tuned_parameters(backbone, tune: str | None) -> dict: # parameters by name
 def add_lora(backbone):
     "Add low-rank matrices to the query and value projections (Hu et al. 2021), by `peft`"
     try: from peft import LoraConfig, inject_adapter_in_model
-    except ImportError: raise InputError("tune='lora' needs peft: pip install peft") from None
+    except ImportError: raise InputError("tune='lora' needs peft: pip install 'scinterp[tune]'") from None
     names = {n.rsplit('.', 1)[-1] for n, _ in backbone.model.named_modules()}; targets = sorted(names & {'query', 'value', 'q_proj', 'v_proj', 'c_attn', 'query_key_value'})
     inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=targets), backbone.model)
 
