@@ -109,7 +109,7 @@ def test_nothing_of_the_backbone_is_trained_otherwise(few):
 def test_one_epoch_is_that_of_the_plain_loop(few):
     "Every cell padded, every gene projected, all states computed, plain PyTorch: the same weights after an epoch"
     train, _, _, table = few
-    settings = dict(backbone="tiny-llama", n_genes=150, epochs=1, batch_size=16, backbone_precision="fp32", attention="eager")
+    settings = dict(backbone="tiny-llama", n_genes=240, epochs=1, batch_size=16, backbone_precision="fp32", attention="eager")
     made = ScInterpreter(table, **settings).fit(train)
     start = ScInterpreter(table, **settings)
     start.classes_, start.genes_, start.gene_mass_, start.question_classes_ = made.classes_, made.genes_, made.gene_mass_, {}
@@ -122,7 +122,7 @@ def test_one_epoch_is_that_of_the_plain_loop(few):
     parameters = [p for p in reader.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     batches = length_buckets(sequences.lengths, 16, (0, 0))
-    assert (sequences.lengths < 150).any() and (sequences.lengths == 150).any()  # some are padded, some are not
+    assert (sequences.lengths < 240).any() and (sequences.lengths == 240).any()  # some are padded, some are not
     plan = Plan(epochs=1)
     for step, rows in enumerate(batches):
         ids = sequences.ids[rows]
