@@ -469,7 +469,7 @@ def run_study(study: Study, setting: str, methods=None, controls=None, seeds=Non
     if failed: raise InputError(f"{len(failed)} of {len(arms)} arms of {setting} could not be run: {'; '.join(failed)}")
     return folder
 
-def _value(done: Done, metric: str) -> float: return done.rows.set_index('metric').value[metric]
+def _value(done: Done, metric: str) -> float: return float(done.rows.set_index('metric').value[metric])
 
 # %% ../../nbs/run/22_study.ipynb #518a6ed3
 def _cells_of(about: dict) -> dict:
@@ -505,7 +505,7 @@ def verify_study(study: Study, setting: str, method: str, control: str = '', see
                 ) -> dict: # arm, cells, differ, recorded, now (of the primary metric), code ('same' or 'changed')
     "Run one arm again and compare; raises `InputError` if it does not come out as recorded"
     stored = read_stored(Path(out)/setting); key = method, control, seed; old = stored.arms.get(key)
-    if old is None: raise InputError(f"{setting} has no record of {arm_name(*key)}: it has {', '.join(arm_name(*k) for k in sorted(stored.arms)) or 'none at all'}")
+    if old is None: raise InputError(f"{setting} has no record of {arm_name(*key)}: it has {', '.join(dict.fromkeys('+'.join(filter(None, k[:2])) for k in sorted(stored.arms))) or 'nothing'}")
     bench = Bench(study, study.settings[setting]); plan = study.plans[method]
     if not bench.is_done(stored, plan, control, seed): raise InputError(f'{arm_name(*key)} was run on other cells, splits or texts, or with other settings, than there are now: run it again')
     new = bench.run(plan, control, seed); differ = int((np.array(new.answers['predicted']) != old.answers['predicted']).sum()); n = len(old.answers['cells'])
