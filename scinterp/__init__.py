@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "cells": ["datasets"],
         "cells.preflight": ["preflight"],
         "text": ["GeneTable"],
-        "methods": ["baselines", "tl", "GenePT", "ScELMo", "ScInterpreter", "with_control"],
+        "methods": ["baselines", "tl", "GenePT", "ScELMo", "ScInterpreter", "LabelText", "with_control"],
         "evaluate": ["pl"],
     },
 )
