@@ -46,6 +46,7 @@ bench: $(VENV)/.run
 	$(BIN)/python benchmarks/preflight.py
 	$(BIN)/python benchmarks/gene_tables.py
 	$(BIN)/python benchmarks/backbones.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python -m pip install --quiet sentence-transformers
 	$(BIN)/python benchmarks/encoding.py
 

@@ -194,14 +194,14 @@ def test_the_drawn_types_follow_from_the_rule():
     config = unseen_config()
     if "mouse_multistudy" not in local_files():
         pytest.skip("needs the real cells of SCINTERP_DATA")
-    for which in config["sets"][:3]:
+    for which in (s for s in config["sets"] if s["name"].startswith(("kang", "gut", "marrow"))):
         counts = described_cells(which["dataset"], config).obs.cell_type.value_counts()
         assert drawn_set(which, counts, config) == which["left_out"]
 
 
 def test_the_configuration_is_whole():
     config = tomllib.loads(shipped("configs", "unseen_types.toml").read_text())
-    assert len(config["sets"]) == 5 and all(len(set(s["left_out"])) == len(s["left_out"]) for s in config["sets"])
+    assert sum(not s.get("again") for s in config["sets"]) == 5 and all(5 <= len(set(s["left_out"])) == len(s["left_out"]) <= 8 for s in config["sets"])
     for which in config["sets"]:
         assert set(which["left_out"]) <= set(config["labels"][which["dataset"]].values()) <= set(config["sha256"])
         for part in (s for s in config["sets"] if s["name"] in which["parts"]):

@@ -99,7 +99,7 @@ def fit_file(path, # `.h5ad` with labels
              layer: str | None = None, gene_key: str | None = None, species: str | None = None, state: str | None = None, overwrite: bool = False, progress: bool = False, say=print) -> Method:
     "Fit a method on a labelled file, calibrate it on cells it has not seen, and keep it; raises `InputError` with what to do, and then writes nothing"
     settings = settings or {}; text = method_entry(method).table; check_target(Path(os.path.abspath(Path(out).expanduser())), overwrite, KEPT[0], KEPT)
-    make_method(method, None, seed=seed, **settings) # refuse a label or a setting before the file is read
+    make_method(method, None, seed=seed, **settings).plain_settings() # refuse a label, a setting, or what could not be kept, before the file is read
     report = looked_at(path, label, layer, gene_key, species, state, text=text, say=say)
     cells = datasets.load(str(path), label, report.species or species, layer, gene_key, state); parts = train, val, held = deal(cells.obs['cell_type'].astype(str), validation, calibration, seed)
     if len(held): _check_enough(len(held), error)

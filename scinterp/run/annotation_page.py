@@ -48,6 +48,8 @@ def _about_unknown(model: Method, told: dict, share: float) -> str:
     if sure is None: return 'The model was not calibrated: its confidence is its own opinion, and nothing says which cells it does not know.'
     rate = f'At most {sure.error:.0%} of the cells of known types are called unknown, on average and over all types together, if they are like the {sure.n_threshold:,} calibration cells (same tissue, technology and mixture).'
     rate += f' Of the calibration cells that were given a type, {sure.named_right:.0%} were given the right one.' if sure.named_right is not None else ''
+    genes = told['genes']
+    if genes['species'] != genes['model_species'] and genes['species'] and genes['model_species']: rate += f" It was calibrated on cells of {genes['model_species']}: for cells of {genes['species']} no rate is known."
     if not told['unknown']: return f'{rate} It was not asked for: every cell was given its most probable type, also cells of types that the model has never seen.'
     return f'{rate} In this file {share:.1%} of all cells are unknown' + (': there are types that the model has not seen, or cells unlike those it was calibrated on.' if share > 2*sure.error else '.')
 

@@ -6,7 +6,7 @@
 __all__ = ['app', 'RUN_FILES', 'make_run', 'demo', 'doctor', 'fetch', 'cost', 'fit', 'annotate', 'embed', 'main']
 
 # %% ../../nbs/run/50_cli.ipynb #29f7b383
-import json, os, sys
+import json, os, sys, warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -171,7 +171,8 @@ _Encoder = Annotated[str, typer.Option(help='Text model that reads the gene desc
 _Source = Annotated[str, typer.Option(help="Gene text: 'bundled', 'ncbi' or 'symbol'.")]
 
 def _stopped_or(work, *args, **options):
-    "Do the work, with its progress shown; Ctrl-C is one sentence"
+    "Do the work, with its progress shown; a warning is a note, Ctrl-C one sentence"
+    warnings.showwarning = lambda message, *args, **options: typer.echo(f'note: {message}', err=True)
     try: return work(*args, **options, progress=sys.stderr is not None, say=typer.echo)
     except KeyboardInterrupt: typer.echo('scinterp: stopped; nothing was written', err=True); raise typer.Exit(1) from None
 

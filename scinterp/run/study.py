@@ -6,10 +6,11 @@
 __all__ = ['CAPS', 'FILES', 'Setting', 'Plan', 'Study', 'load_study', 'proportional', 'capped_split', 'texts_id', 'Bench',
            'trainable_parameters', 'told', 'reset_peak', 'peak_mb', 'params', 'Done', 'environment', 'Stored',
            'arm_key', 'write_stored', 'read_stored', 'arm_name', 'stale', 'chosen_arms', 'keep', 'prune_study',
-           'seconds_left', 'in_minutes', 'run_study', 'merge_stored', 'check_study', 'verify_study', 'main']
+           'seconds_left', 'in_minutes', 'run_study', 'merge_stored', 'check_study', 'verify_study', 'study_results',
+           'study_comparisons', 'main']
 
 # %% ../../nbs/run/22_study.ipynb #ddfb3519
-import argparse, json, lzma, resource, shutil, sys, tomllib
+import argparse, json, lzma, resource, shutil, sys, time, tomllib
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -25,6 +26,7 @@ from filelock import FileLock
 from ..cells import datasets
 from ..cells.splits import Split
 from ..core import DataError, InputError, atomic_path, cache_dir, code_sha256, digest, shipped, write_text
+from ..evaluate.comparisons import comparison_table, holm
 from ..evaluate.metrics import score_table
 from ..methods.controls import TABLE_CONTROLS
 from ..methods.protocol import Method
@@ -134,10 +136,10 @@ def capped_split(split: Split, ids, labels, min_cells: int = 0, caps: dict | Non
 # %% ../../nbs/run/22_study.ipynb #c28d58e6
 def texts_id(genes, species: str, text: dict) -> str:
     "SHA-256 of the texts of genes and of the encoder's name and revision, but for the precision it computes in, which belongs to the machine"
-    options = {k: v for k, v in text.items() if k not in ('encoder', 'source', 'template')}
+    options = {k: v for k, v in text.items() if k not in ('encoder', 'source', 'template', 'centred')}
     told = describe(genes, species, text['source'], text.get('template'), **options); encode = get_encoder(text['encoder'])
     revision = '-'.join(p for p in encode.revision.split('-') if p not in PRECISIONS)
-    return digest(list(genes), told.text.tolist(), encode.name, revision)
+    return digest(list(genes), told.text.tolist(), encode.name, revision, *(['centred'] if text.get('centred') else []))
 
 # %% ../../nbs/run/22_study.ipynb #e8f0b261
 @dataclass
@@ -256,14 +258,14 @@ def types(self: Bench) -> list[str]: return sorted(set(map(str, self.cells.obs['
 def run(self: Bench, plan: Plan, control: str, seed: int) -> Done:
     "Fit an arm, ask it, and write down what it cost"
     split, identity = self.split(plan, seed), self.identity(plan, control, seed); method = self.method(plan, control, seed)
-    reset_peak(); answers, seconds = fit_and_answer(method, self.cells, split, self.progress); peak = peak_mb()
+    reset_peak(); used = time.process_time(); answers, seconds = fit_and_answer(method, self.cells, split, self.progress); used = time.process_time() - used; peak = peak_mb()
     Z = embedded(method, self.cells[split.test]); rows = score_table(answers.true, answers.predicted)
     if Z is not None: rows = pd.concat([rows, separation_rows(Z, answers.true)])
     name = dict(dataset=self.setting.dataset, split=self.setting.split_label, seed=seed, method=plan.label, control=control)
     rows = rows.assign(**name, seconds=round(sum(seconds.values()), 2), manifest=digest(identity)[:12])[list(COLUMNS)]
     sizes = {p: n for p, n in split.sizes.items() if n and p != 'unused'}; codes = self.codes(answers)
     record = dict(method=plan.label, control=control, seed=seed, identity=digest(identity), settings=plan.settings, caps=plan.caps, cells=sizes, split_sha256=split.sha256,
-                  text=self._text_note(plan) if 'text' in identity else {}, params=params(method), seconds={k: round(s, 3) for k, s in seconds.items()},
+                  text=self._text_note(plan) if 'text' in identity else {}, params=params(method), seconds={k: round(s, 3) for k, s in seconds.items()}, cpu_seconds=round(used, 2),
                   cells_per_s=dict(train=round(sizes['train']/seconds['fit'], 1), predict=round(sizes['test']/seconds['predict'], 1)),
                   trainable=trainable_parameters(method), peak_mb=round(peak), **told(method), environment=environment(),
                   made=datetime.now(timezone.utc).isoformat(timespec='seconds'), answers_sha256=digest(codes))
@@ -511,6 +513,26 @@ def verify_study(study: Study, setting: str, method: str, control: str = '', see
     told = dict(arm=arm_name(*key), cells=n, differ=differ, recorded=_value(old, metric), now=_value(new, metric), code=code)
     if differ > tolerance*n: raise InputError(f"{told['arm']} of {setting} does not come out as recorded: {differ} of {n} cells differ, {metric} {told['now']:.3f} instead of {told['recorded']:.3f} (code: {code})")
     return told
+
+# %% ../../nbs/run/22_study.ipynb #be23753f
+def study_results(out=None, # folder of the study; default: that which ships
+                  settings=None) -> pd.DataFrame: # the result table, with `setting` in front
+    "The result tables of the settings that were run"
+    out = Path(out) if out else shipped('results', 'interpreter'); names = settings or [p.name for p in sorted(out.iterdir()) if (p/'run.json').is_file()]
+    tables = [read_stored(out/n).results.assign(setting=n) for n in names if (out/n/'run.json').is_file()]
+    if not tables: raise InputError(f'{out.name} holds no results of {", ".join(settings or ["any setting"])}: run them first')
+    return pd.concat(tables, ignore_index=True)[['setting', *COLUMNS]]
+
+def study_comparisons(pairs, # of ((method, control), (method, control))
+                      study: Study | None = None, out=None, settings=None, n_boot: int = 1000) -> pd.DataFrame: # setting, and the columns of `comparison_table`
+    "Pairs of arms compared on every setting where both were run, by the study's metric and margin; Holm's correction is over all rows"
+    study = study or load_study(); out = Path(out) if out else shipped('results', 'interpreter'); tables = []
+    for name in settings or study.settings:
+        stored = read_stored(out/name); here = {(m, c) for m, c, _ in stored.arms}; both = [(a, b) for a, b in pairs if a in here and b in here]
+        if both: tables.append(comparison_table(stored.predictions, both, study.primary_metric, study.margin, n_boot).assign(setting=name))
+    if not tables: raise InputError('none of these pairs was run on any of these settings: run them first')
+    table = pd.concat(tables, ignore_index=True)
+    return table[['setting', *table.columns.drop('setting')]].assign(p_holm=holm(table.p))
 
 # %% ../../nbs/run/22_study.ipynb #6b41eb62
 def _names(text: str) -> list[str]: return [n for n in text.split(',') if n]

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['unseen_config', 'checked_texts', 'draw_types', 'drawn_set', 'described_cells', 'held_cells', 'UnseenSet',
            'joined_answer', 'lexical_answer', 'similarity_answers', 'left_out_answers', 'accuracy_row',
-           'difference_rows', 'left_out_rows', 'together_rows', 'CrossSet', 'cross_rows', 'run_unseen', 'set_summary',
-           'over_sets', 'target_table', 'target_verdict', 'differences', 'spoken', 'together_table']
+           'difference_rows', 'answer_rows', 'pair_table', 'left_out_rows', 'together_rows', 'CrossSet', 'cross_rows',
+           'run_unseen', 'set_summary', 'over_sets', 'target_table', 'target_verdict', 'differences', 'spoken',
+           'together_table', 'pair_matrix']
 
 # %% ../../nbs/run/24_unseen.ipynb #1fb7f6ce
 import hashlib, time, tomllib
@@ -22,7 +23,7 @@ from ..cells.datasets import load
 from ..cells.nomenclature import SPECIES, cell_types, names_source
 from ..cells.normalise import log_normalised
 from ..cells.splits import cells_sha256
-from ..core import InputError, code_sha256, file_sha256, shipped, versions, write_json
+from ..core import InputError, atomic_path, code_sha256, file_sha256, shipped, versions, write_json
 from ..evaluate.metrics import paired_difference, score_table
 from ..methods.label_text import LabelText, Markers, label_texts, learn_weights, marker_weights, pair_features, refined, text_similarity
 from .report import in_words
@@ -40,7 +41,9 @@ def checked_texts(types, config: dict) -> dict[str, str]: # {type: text}
     "The texts of types; raises `InputError` if one is not what it was when the configuration was written"
     told = cell_types().description
     odd = [t for t in types if hashlib.sha256(told.get(t, '').encode()).hexdigest() != config['sha256'].get(t)]
-    if odd: raise InputError(f"the text of {', '.join(odd)} in data/cell_types.tsv is not the one that the configuration was written with: take that version, or write a new configuration")
+    if odd:
+        raise InputError(f"the text of {', '.join(odd)} in data/cell_types.tsv is not the one that the configuration was written with: "
+                         'take that version, or write a new configuration')
     return label_texts(types)
 
 # %% ../../nbs/run/24_unseen.ipynb #1861d50d
@@ -70,7 +73,8 @@ def described_cells(name: str, config: dict) -> AnnData: # X log-normalised; obs
 def held_cells(types: np.ndarray, share: float, seed: int) -> np.ndarray: # of booleans
     "A share of the cells of each type, at least one, never all"
     rng = np.random.default_rng(seed); held = np.zeros(len(types), bool)
-    for t in np.unique(types): at = np.flatnonzero(types == t); held[rng.choice(at, min(len(at) - 1, max(1, int(share*len(at)))), replace=False)] = True
+    for t in np.unique(types):
+        at = np.flatnonzero(types == t); held[rng.choice(at, min(len(at) - 1, max(1, int(share*len(at)))), replace=False)] = True
     return held
 
 # %% ../../nbs/run/24_unseen.ipynb #6a204e30
@@ -80,7 +84,8 @@ class UnseenSet:
         self.cells, self.left_out, self.X, self.y = cells, list(left_out), cells.X, cells.obs['cell_type'].to_numpy(str)
         self.new = np.isin(self.y, self.left_out); self.seen = sorted(set(self.y) - set(self.left_out)); self.config = config
         self.texts = checked_texts([*self.seen, *self.left_out], config); self.species = cells.uns['scinterp_source']['species']
-        self.markers = marker_weights(self.texts, cells.var_names, self.species); self.learning = {k: config['settings'][k] for k in ('fold_size', 'ridge')}
+        self.markers = marker_weights(self.texts, cells.var_names, self.species)
+        self.learning = {k: config['settings'][k] for k in ('fold_size', 'ridge')}
 
     def train(self, seed): return ~self.new & ~held_cells(self.y, self.config['held_out'], seed)
     def asked(self): return self.cells[self.new]
@@ -94,9 +99,10 @@ def joined_answer(s: UnseenSet, markers: Markers, seed: int) -> np.ndarray:
     P = softmax(model.scores(pair_features(X, markers.of(s.left_out))), axis=1)
     return np.array(s.left_out)[refined(X, P, seed=seed).argmax(1)]
 
-def lexical_answer(s: UnseenSet, markers: Markers) -> np.ndarray:
-    "What the named genes say alone"
-    return np.array(s.left_out)[pair_features(s.X[s.new], markers.of(s.left_out))[..., 0].argmax(1)]
+def lexical_answer(s: UnseenSet, markers: Markers, refine: bool = False) -> np.ndarray:
+    "What the named genes say alone, or refined (from a softmax of three times the score over its standard deviation)"
+    S = pair_features(s.X[s.new], markers.of(s.left_out))[..., 0]
+    return np.array(s.left_out)[(refined(s.X[s.new], softmax(3*S/S.std(), axis=1)) if refine else S).argmax(1)]
 
 # %% ../../nbs/run/24_unseen.ipynb #bc7a6567
 def similarity_answers(s: UnseenSet, n_genes: int = 4000) -> dict: # control: answer
@@ -112,10 +118,12 @@ def left_out_answers(s: UnseenSet, seeds, permutations: int, progress: bool = Fa
     texts = {t: s.texts[t] for t in s.left_out}; only = lambda m: m.predict(s.asked(), types=texts, only=True).to_numpy(str)
     told = {('label-text', '', seed): only(s.method(seed, general=False)) for seed in seeds}
     told |= {('label-text', 'one-by-one', seed): only(s.method(seed, general=False, together=False)) for seed in seeds}
-    told |= {('lexical', '', 0): lexical_answer(s, s.markers)} | {('text-similarity', control, 0): a for control, a in similarity_answers(s).items()}
+    told |= {('lexical', '', 0): lexical_answer(s, s.markers), ('lexical', 'refined', 0): lexical_answer(s, s.markers, True)}
+    told |= {('text-similarity', control, 0): a for control, a in similarity_answers(s).items()}
     for p in tqdm(range(permutations), desc='permuted texts', disable=not progress, leave=False):
         dealt = s.markers.dealt(p); told['lexical', 'permuted-text', p] = lexical_answer(s, dealt); seed = seeds[p % len(seeds)]
-        told['label-text', 'permuted-text', p] = joined_answer(s, dealt, seed); told['label-text', 'random-genes', p] = joined_answer(s, s.markers.random(p), seed)
+        told['label-text', 'permuted-text', p] = joined_answer(s, dealt, seed)
+        told['label-text', 'random-genes', p] = joined_answer(s, s.markers.random(p), seed)
     return told
 
 # %% ../../nbs/run/24_unseen.ipynb #e25d2ca2
@@ -126,31 +134,49 @@ def accuracy_row(truth, answer, n_boot: int, metric: str = 'unseen_accuracy') ->
 
 def difference_rows(truth, told: dict, seeds, n_boot: int) -> list[dict]:
     "The method minus each other row that is no permutation"
-    others = dict.fromkeys((m, c) for m, c, _ in told if (m, c) != ('label-text', '') and c not in ('permuted-text', 'random-genes')); rows = []
+    others = dict.fromkeys((m, c) for m, c, _ in told if (m, c) != ('label-text', '') and c not in _DEALT); rows = []
     many = lambda m, c: np.concatenate([told.get((m, c, seed), told.get((m, c, 0))) for seed in seeds]); n = len(truth)
     for m, c in others:
-        d = paired_difference(np.tile(truth, len(seeds)), many('label-text', ''), many(m, c), 'balanced_accuracy', np.tile(np.arange(n), len(seeds)), np.repeat(seeds, n), n_boot)
+        d = paired_difference(np.tile(truth, len(seeds)), many('label-text', ''), many(m, c), 'balanced_accuracy',
+                              np.tile(np.arange(n), len(seeds)), np.repeat(seeds, n), n_boot)
         rows.append(dict(method='label-text', control='', seed=len(seeds), metric='unseen_accuracy_over_' + '+'.join(filter(None, (m, c))), **d))
     return rows
 
 # %% ../../nbs/run/24_unseen.ipynb #6b98dcaa
-def left_out_rows(s: UnseenSet, seeds, permutations: int, progress: bool = False) -> list[dict]:
+_DEALT = ('permuted-text', 'random-genes') # many draws: their interval is over draws, not over cells
+
+def answer_rows(truth, told: dict, seeds, n_boot: int) -> list[dict]:
+    "The accuracy of every answer, and the differences"
+    rows = [accuracy_row(truth, answer, 20 if c in _DEALT else n_boot) | dict(method=m, control=c, seed=seed) for (m, c, seed), answer in told.items()]
+    return [r | (dict(lo=np.nan, hi=np.nan) if r['control'] in _DEALT else {}) for r in rows] + difference_rows(truth, told, seeds, n_boot)
+
+# %% ../../nbs/run/24_unseen.ipynb #906758a7
+def pair_table(s: UnseenSet, told: dict, seeds) -> pd.DataFrame: # true, text, lexical (mean score), called (share, mean over seeds)
+    "How the cells of each left-out type fit the text of each, and how often they are called it"
+    truth = s.y[s.new]; fit = pair_features(s.X[s.new], s.markers.of(s.left_out))[..., 0]
+    answers = np.stack([told['label-text', '', seed] for seed in seeds])
+    cell = lambda t, text: dict(true=t, text=text, lexical=fit[truth == t, s.left_out.index(text)].mean(),
+                                called=np.mean(answers[:, truth == t] == text))
+    return pd.DataFrame([cell(t, text) for t in s.left_out for text in s.left_out])
+
+# %% ../../nbs/run/24_unseen.ipynb #00348d1a
+def left_out_rows(s: UnseenSet, seeds, permutations: int, progress: bool = False) -> tuple[list[dict], pd.DataFrame]: # and the `pair_table`
     "Result rows of the left-out types of a set"
-    start = time.perf_counter(); told = left_out_answers(s, seeds, permutations, progress); truth = s.y[s.new]; n_boot = s.config['bootstrap']; rows = []
-    for (method, control, seed), answer in told.items():
-        row = accuracy_row(truth, answer, 20 if control in ('permuted-text', 'random-genes') else n_boot)
-        if control in ('permuted-text', 'random-genes'): row |= dict(lo=np.nan, hi=np.nan) # their interval is over permutations
-        rows.append(row | dict(method=method, control=control, seed=seed))
-    rows += difference_rows(truth, told, seeds, n_boot)
-    return [r | dict(seconds=(time.perf_counter() - start)/len(rows)) for r in rows]
+    start = time.perf_counter(); told = left_out_answers(s, seeds, permutations, progress)
+    truth, n_boot = s.y[s.new], s.config['bootstrap']
+    rows = answer_rows(truth, told, seeds, n_boot)
+    return [r | dict(seconds=(time.perf_counter() - start)/len(rows)) for r in rows], pair_table(s, told, seeds)
 
 # %% ../../nbs/run/24_unseen.ipynb #5c9337c1
 def together_rows(s: UnseenSet, seed: int) -> list[dict]:
     "Accuracy on new types, on seen types, and their harmonic mean: the method, the texts alone, the classifier alone"
-    start = time.perf_counter(); ask = s.new | (~s.new & ~s.train(seed)); cells, truth, new = s.cells[ask], s.y[ask], s.new[ask]; method = s.method(seed)
+    start = time.perf_counter(); ask = s.new | (~s.new & ~s.train(seed)); cells, truth, new = s.cells[ask], s.y[ask], s.new[ask]
+    method = s.method(seed)
     types = np.array([*s.seen, *s.left_out]); lexical = types[pair_features(s.X[ask], s.markers.of(types))[..., 0].argmax(1)]
-    told = {'label-text': method.predict(cells, types={t: s.texts[t] for t in s.left_out}).to_numpy(str), 'lexical': lexical, 'lr-hvg': method.predict(cells).to_numpy(str)}
-    return [r | dict(method=m, control='', seed=seed, seconds=(time.perf_counter() - start)/9) for m, answer in told.items() for r in _both_kinds(truth, answer, new, s.config['bootstrap'])]
+    joined = method.predict(cells, types={t: s.texts[t] for t in s.left_out}).to_numpy(str)
+    told = {'label-text': joined, 'lexical': lexical, 'lr-hvg': method.predict(cells).to_numpy(str)}
+    rows = [r | dict(method=m, control='', seed=seed) for m, answer in told.items() for r in _both_kinds(truth, answer, new, s.config['bootstrap'])]
+    return [r | dict(seconds=(time.perf_counter() - start)/len(rows)) for r in rows]
 
 def _both_kinds(truth, answer, new, n_boot: int) -> list[dict]:
     "Three rows; the interval of the harmonic mean is that of its two ends"
@@ -163,45 +189,51 @@ class CrossSet(UnseenSet):
     "Training cells of one species, cells of the other to ask about"
     def __init__(self, train: AnnData, cells: AnnData, config: dict):
         super().__init__(cells, sorted(set(cells.obs['cell_type'])), config); self.known = train; self.types = train.obs['cell_type'].to_numpy(str)
-        self.own = label_texts(sorted(set(self.types))); self.own_markers = marker_weights(self.own, train.var_names, train.uns['scinterp_source']['species'])
+        self.own = label_texts(sorted(set(self.types)))
     def method(self, seed, **options): return LabelText(self.own, seed=seed, **self.learning, **options).fit(self.known)
 
 # %% ../../nbs/run/24_unseen.ipynb #9a29058d
 def cross_rows(s: CrossSet, seeds, permutations: int) -> list[dict]:
     "Result rows of the labels of the other species"
-    start = time.perf_counter(); texts = {t: s.texts[t] for t in s.left_out}; truth = s.y; types = np.array(s.left_out); rows = []
-    models = {seed: s.method(seed, general=False) for seed in seeds}; told = {('label-text', '', seed): m.predict(s.cells, types=texts, only=True).to_numpy(str) for seed, m in models.items()}
-    told |= {('lexical', '', 0): lexical_answer(s, s.markers)} | {('text-similarity', c, 0): a for c, a in similarity_answers(s).items()}
+    start = time.perf_counter(); texts = {t: s.texts[t] for t in s.left_out}; truth = s.y; types = np.array(s.left_out)
+    models = {seed: s.method(seed, general=False) for seed in seeds}
+    told = {('label-text', '', seed): m.predict(s.cells, types=texts, only=True).to_numpy(str) for seed, m in models.items()}
+    told |= {('lexical', '', 0): lexical_answer(s, s.markers), ('lexical', 'refined', 0): lexical_answer(s, s.markers, True)}
+    told |= {('text-similarity', c, 0): a for c, a in similarity_answers(s).items()}
     for p in range(permutations): # the texts of the other species are dealt; what was learnt stays
-        dealt = pair_features(s.X, s.markers.dealt(p)); P = softmax(models[seeds[p % len(seeds)]].model_.scores(dealt), axis=1)
-        told['label-text', 'permuted-text', p] = types[refined(s.X, P, seed=seeds[p % len(seeds)]).argmax(1)]; told['lexical', 'permuted-text', p] = types[dealt[..., 0].argmax(1)]
-    for (m, c, seed), answer in told.items():
-        rows.append(accuracy_row(truth, answer, 20 if c == 'permuted-text' else s.config['bootstrap']) | (dict(lo=np.nan, hi=np.nan) if c == 'permuted-text' else {}) | dict(method=m, control=c, seed=seed))
-    return [r | dict(seconds=(time.perf_counter() - start)/len(rows)) for r in rows + difference_rows(truth, told, seeds, s.config['bootstrap'])]
+        seed = seeds[p % len(seeds)]; dealt = pair_features(s.X, s.markers.dealt(p)); P = softmax(models[seed].model_.scores(dealt), axis=1)
+        told['label-text', 'permuted-text', p] = types[refined(s.X, P, seed=seed).argmax(1)]
+        told['lexical', 'permuted-text', p] = types[dealt[..., 0].argmax(1)]
+    rows = answer_rows(truth, told, seeds, s.config['bootstrap'])
+    return [r | dict(seconds=(time.perf_counter() - start)/len(rows)) for r in rows]
 
 # %% ../../nbs/run/24_unseen.ipynb #80492e2b
-def run_unseen(out, # folder for results.csv and run.json
+def run_unseen(out, # folder for results.csv, pairs.csv and run.json
                profile: str = 'cpu', # of data/configs/unseen_types.toml
                progress: bool = False) -> pd.DataFrame: # the result table
     "Every set of the profile with its controls; raises `InputError` for a profile there is not, `DataError` for cells that are not here"
-    config = unseen_config(); chosen = config['profiles'].get(profile); rows, sources = [], {}
+    config = unseen_config(); chosen = config['profiles'].get(profile); rows, pairs, sources = [], [], {}
     if chosen is None: raise InputError(f"no profile {profile!r}: choose one of {', '.join(config['profiles'])}")
     seeds, permutations = chosen['seeds'], chosen['permutations']
     for which in tqdm([s for s in config['sets'] if s['name'] in chosen.get('sets', [s['name']])], desc='sets', disable=not progress):
-        cells = described_cells(which['dataset'], config); s = UnseenSet(cells, which['left_out'], config); sources[which['dataset']] = cells.uns['scinterp_source']
-        rows += [r | dict(dataset=which['name'], split='left-out') for r in left_out_rows(s, seeds, permutations, progress)]
-        rows += [r | dict(dataset=which['name'], split='seen-and-unseen') for seed in seeds for r in together_rows(s, seed)]
+        cells = described_cells(which['dataset'], config); s = UnseenSet(cells, which['left_out'], config); again = which.get('again')
+        made, pair = left_out_rows(s, seeds, permutations, progress); pairs.append(pair.assign(dataset=which['name']))
+        rows += [r | dict(dataset=which['name'], split='left-out-again' if again else 'left-out') for r in made]
+        sources[which['dataset']] = cells.uns['scinterp_source']
+        if not again: rows += [r | dict(dataset=which['name'], split='seen-and-unseen') for seed in seeds for r in together_rows(s, seed)]
     for which in tqdm([c for c in config['cross'] if c['name'] in chosen.get('cross', [c['name']])], desc='other species', disable=not progress):
         train, cells = (described_cells(which[k], config) for k in ('train', 'dataset')); sources |= {which['dataset']: cells.uns['scinterp_source']}
         rows += [r | dict(dataset=which['name'], split='other-species') for r in cross_rows(CrossSet(train, cells, config), seeds, permutations)]
-    return _write(Path(out), pd.DataFrame(rows), profile, sources)
+    return _write(Path(out), pd.DataFrame(rows), pd.concat(pairs), profile, sources)
 
 # %% ../../nbs/run/24_unseen.ipynb #9cc6e86e
-def _write(out: Path, table: pd.DataFrame, profile: str, sources: dict) -> pd.DataFrame:
-    "Write the result table and its manifest"
-    manifest = dict(paper='scinterpreter', profile=profile, config_sha256=file_sha256(shipped('configs', 'unseen_types.toml')), texts_sha256=file_sha256(shipped('cell_types.tsv')),
-                    code_sha256=code_sha256(), cells={k: v['cells_sha256'] for k, v in sources.items()},
-                    names={k: names_source(k)[0] for k in (*SPECIES, 'orthologs')}, versions=versions('scinterp', 'numpy', 'scipy', 'scikit-learn', 'torch', 'transformers'))
+def _write(out: Path, table: pd.DataFrame, pairs: pd.DataFrame, profile: str, sources: dict) -> pd.DataFrame:
+    "Write the result table, the table of pairs and the manifest"
+    with atomic_path(out/'pairs.csv') as tmp: pairs[['dataset', 'true', 'text', 'lexical', 'called']].to_csv(tmp, index=False, float_format='%.4g')
+    shas = dict(config_sha256=file_sha256(shipped('configs', 'unseen_types.toml')), texts_sha256=file_sha256(shipped('cell_types.tsv')), code_sha256=code_sha256())
+    manifest = dict(paper='scinterpreter', profile=profile, **shas, cells={k: v['cells_sha256'] for k, v in sources.items()},
+                    names={k: names_source(k)[0] for k in (*SPECIES, 'orthologs')},
+                    versions=versions('scinterp', 'numpy', 'scipy', 'scikit-learn', 'torch', 'transformers'))
     write_json(out/'run.json', manifest); table = table.assign(manifest=file_sha256(out/'run.json')[:16]); write_results(out/'results.csv', table)
     return table
 
@@ -218,7 +250,8 @@ def over_sets(table: pd.DataFrame, **which) -> pd.DataFrame: # method, control, 
     "Mean over sets, with the interval from the sets' own and the one from their spread (Student's t)"
     s = set_summary(table, **which); rows = []
     for (method, control), g in s.groupby(['method', 'control'], sort=False):
-        n = len(g); half = np.sqrt((((g.hi - g.lo)/2)**2).sum())/n; spread = st.t.ppf(.975, n - 1)*g.value.std(ddof=1)/np.sqrt(n) if n > 1 else np.nan; v = g.value.mean()
+        n = len(g); half = np.sqrt((((g.hi - g.lo)/2)**2).sum())/n; v = g.value.mean()
+        spread = st.t.ppf(.975, n - 1)*g.value.std(ddof=1)/np.sqrt(n) if n > 1 else np.nan
         rows.append(dict(method=method, control=control, value=v, lo=v - half, hi=v + half, t_lo=v - spread, t_hi=v + spread, sets=n))
     return pd.DataFrame(rows)
 
@@ -226,36 +259,41 @@ def over_sets(table: pd.DataFrame, **which) -> pd.DataFrame: # method, control, 
 def target_table(table: pd.DataFrame, config: dict | None = None, split: str = 'left-out') -> pd.DataFrame: # index: title of the set
     "Each set against the target"
     config = config or unseen_config(); s = set_summary(table, split).set_index(['dataset', 'method', 'control']); rows = []
-    k = {w['name']: len(w['left_out']) for w in config['sets']} | {w['name']: len(set(config['labels'][w['dataset']].values())) for w in config['cross']}
+    k = {w['name']: len(w['left_out']) for w in config['sets']} | {w['name']: len(set(config['labels'][w['dataset']].values())) for w in config['cross']} # all of them
     for w in [w for w in config['sets'] + config['cross'] if (w['name'], 'label-text', '') in s.index]:
         m, p = s.loc[w['name'], 'label-text', ''], s.loc[w['name'], 'label-text', 'permuted-text']; chance = 1/k[w['name']]
-        rows.append(dict(set=w['title'], types=k[w['name']], cells=int(m.n), chance=chance, accuracy=m.value, lo=m.lo, hi=m.hi, times=m.value/chance, permuted=p.value, permuted_lo=p.lo, permuted_hi=p.hi,
-                         above_target=bool(m.value >= config['target']*chance), apart=bool(m.lo > p.hi)))
+        rows.append(dict(set=w['title'], types=k[w['name']], cells=int(m.n), chance=chance, accuracy=m.value, lo=m.lo, hi=m.hi, times=m.value/chance,
+                         permuted=p.value, permuted_lo=p.lo, permuted_hi=p.hi, above_target=bool(m.value >= config['target']*chance), apart=bool(m.lo > p.hi)))
     return pd.DataFrame(rows).set_index('set')
 
-def target_verdict(table: pd.DataFrame, config: dict | None = None) -> str:
-    "Whether the target is reached, in words"
-    config = config or unseen_config(); t = target_table(table, config); n = len(t); at, apart = int(t.above_target.sum()), int(t.apart.sum())
+def target_verdict(table: pd.DataFrame, config: dict | None = None, split: str = 'left-out') -> str:
+    "Whether the target is reached in each set, in words"
+    config = config or unseen_config(); t = target_table(table, config, split); n = len(t); at, apart = int(t.above_target.sum()), int(t.apart.sum())
     reached = 'reached' if at == n and apart == n else 'not reached'
-    return (f"The target is **{reached}**: accuracy is at least {config['target']} times chance in {at} of {n} sets (mean {t.accuracy.mean():.2f}, from {t.times.min():.1f} to {t.times.max():.1f} times chance), "
+    return (f"The target is **{reached}**: accuracy is at least {config['target']} times chance in {at} of {n} sets "
+            f'(mean {t.accuracy.mean():.2f}, from {t.times.min():.1f} to {t.times.max():.1f} times chance), '
             f'and its interval lies above that of permuted texts in {apart} of {n}.')
 
 # %% ../../nbs/run/24_unseen.ipynb #6f21344e
 def differences(table: pd.DataFrame, split: str = 'left-out') -> pd.DataFrame: # over, above, not shown to differ from, below, value
     "In how many sets the method is above, below or not told apart from each other row, and the mean difference"
-    t = table[(table.split == split) & table.metric.str.startswith('unseen_accuracy_over_')]; t = t.assign(over=t.metric.str.removeprefix('unseen_accuracy_over_'), word=t.apply(in_words, axis=1))
-    counts = t.groupby(['over', 'word'], sort=False).size().unstack('word', fill_value=0).reindex(columns=['above', 'not shown to differ from', 'below'], fill_value=0)
+    t = table[(table.split == split) & table.metric.str.startswith('unseen_accuracy_over_')]
+    t = t.assign(over=t.metric.str.removeprefix('unseen_accuracy_over_'), word=t.apply(in_words, axis=1))
+    counts = t.groupby(['over', 'word'], sort=False).size().unstack('word', fill_value=0)
+    counts = counts.reindex(columns=['above', 'not shown to differ from', 'below'], fill_value=0)
     return counts.assign(mean=t.groupby('over', sort=False).value.mean()).rename_axis(index='label-text against', columns=None)
 
 # %% ../../nbs/run/24_unseen.ipynb #d2358099
-_OTHERS = {'label-text+one-by-one': 'the same with each cell by itself', 'lexical': 'the texts without any labelled cell', 'text-similarity': 'vectors of the same texts',
+_OTHERS = {'label-text+one-by-one': 'the same with each cell by itself', 'lexical': 'the texts without any labelled cell',
+           'lexical+refined': 'the same, refined on the cells asked about', 'text-similarity': 'vectors of the same texts',
            'text-similarity+name-only': 'vectors of the bare names'}
 
 def spoken(table: pd.DataFrame, split: str = 'left-out') -> str:
     "The differences in words, one line each"
     t = differences(table, split); n = int(t.iloc[0, :3].sum())
-    lines = [f"- against {_OTHERS.get(over, over)}: " + ', '.join(f'{word} in {int(r[word])}' for word in t.columns[:3] if r[word]).replace('not shown to differ from', 'not told apart')
-             + f" of {n} sets, {r['mean']:+.2f} on average" for over, r in t.iterrows()]
+    words = lambda r: ', '.join(f'{word} in {int(r[word])}' for word in t.columns[:3] if r[word]).replace('not shown to differ from', 'not told apart')
+    lines = [f"- against {_OTHERS.get(over, over)}: {words(r)}"
+             f" of {n} sets, {r['mean']:+.2f} on average" for over, r in t.iterrows()]
     return '\n'.join(lines)
 
 def together_table(table: pd.DataFrame) -> pd.DataFrame: # index: set, method
@@ -263,3 +301,8 @@ def together_table(table: pd.DataFrame) -> pd.DataFrame: # index: set, method
     t = table[table.split == 'seen-and-unseen']; t = t.groupby(['dataset', 'method', 'metric'], sort=False).value.mean().unstack('metric', sort=False)
     mean = pd.concat({'mean': t.groupby('method', sort=False).mean()}, names=['dataset'])
     return pd.concat([t, mean])[['unseen_accuracy', 'seen_accuracy', 'harmonic_mean']].rename_axis(columns=None)
+
+# %% ../../nbs/run/24_unseen.ipynb #30fd4ae1
+def pair_matrix(pairs: pd.DataFrame, dataset: str, column: str = 'lexical') -> pd.DataFrame: # true type x text
+    "One set of the table of pairs"
+    return pairs[pairs.dataset == dataset].pivot(index='true', columns='text', values=column)
