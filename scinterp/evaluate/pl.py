@@ -116,7 +116,8 @@ def study_panels(table: pd.DataFrame, # one row a setting and arm: setting, meth
     rows = table[['method', 'control']].drop_duplicates(); n, lines = len(rows), -(-len(titles) // columns)
     fig, axes = plt.subplots(lines, columns, figsize=(2.45*columns + 2.1, (.21*n + .85)*lines), sharey=True, layout='constrained', squeeze=False)
     for ax, name in zip(axes.flat, titles): _study_panel(ax, rows.merge(table[table.setting == name], how='left'), titles[name], metric, reference)
-    axes[0, 0].set_yticks(range(n), [row_name(m, c) for m, c in rows.to_numpy()], fontsize=8); axes[0, 0].set_ylim(n - .5, -.5) # shared
+    for ax in axes[:, 0]: ax.set_yticks(range(n), [row_name(m, c) for m, c in rows.to_numpy()], fontsize=8)
+    axes[0, 0].set_ylim(n - .5, -.5) # shared
     for ax in axes.flat[len(titles):]: ax.remove()
     return fig
 
@@ -134,13 +135,14 @@ def _study_panel(ax, t: pd.DataFrame, title: str, metric: str, reference: str):
 def difference_forest(table: pd.DataFrame, # as of `comparison_table`, and `title`, under which rows are grouped: a, b, value (NaN: not run), lo, hi, verdict, splits
                       margin: float = .01, metric: str = 'macro_f1', ax=None):
     "Paired differences with their intervals, the margin and the verdicts; returns the Axes"
-    groups = list(table.groupby('title', sort=False)); n = len(table) + len(groups)
+    groups = list(table.groupby('title', sort=False)); single = len(groups) == len(table); n = len(table) + len(groups)*(not single)
     ax = ax or plt.subplots(figsize=(7.2, .2*n + .9), layout='constrained')[1]; labels = {}; i = 0
     for title, rows in groups:
-        labels[i] = title; i += 1
-        for r in rows.itertuples(): labels[i] = f'{r.a} − {r.b}'; _difference(ax, i, r); i += 1
+        if not single: labels[i] = title; i += 1
+        for r in rows.itertuples(): labels[i] = title if single else f'{r.a} − {r.b}'; _difference(ax, i, r); i += 1
     ax.axvspan(-margin, 0, color='#56B4E9', alpha=.25, lw=0, zorder=0); ax.axvline(0, color='#333333', lw=.8, zorder=1)
-    _difference_axes(ax, labels, {t for t, _ in groups}, margin, metric)
+    _difference_axes(ax, labels, set() if single else {t for t, _ in groups}, margin, metric)
+    if single: ax.set_title(f'{table.a.iloc[0]} − {table.b.iloc[0]}', loc='left', fontsize=9)
     return ax
 
 # %% ../../nbs/evaluate/20_plots.ipynb #275c8041
@@ -170,21 +172,21 @@ def spread(y, gap: float) -> np.ndarray:
 # %% ../../nbs/evaluate/20_plots.ipynb #2ffa4bef
 def curve_panels(table: pd.DataFrame, # one row a setting, arm, place and seed: setting, method, control, x (NaN: does not depend on it; inf: all), value
                  titles: dict[str, str], # setting: title of its panel
-                 xlabel: str, metric: str = 'macro_f1', log: bool = True):
+                 xlabel: str, metric: str = 'macro_f1', scale: str = 'log'): # or 'linear', 'symlog'
     "Score against one thing that is varied, one panel a setting; returns the Figure"
     fig, axes = plt.subplots(len(titles), 1, figsize=(7.2, 3*len(titles)), layout='constrained', squeeze=False)
-    for ax, name in zip(axes[:, 0], titles): _curves(ax, table[table.setting == name], log); ax.set_title(titles[name], loc='left'); ax.set(xlabel=xlabel, ylabel=metric_name(metric))
+    for ax, name in zip(axes[:, 0], titles): _curves(ax, table[table.setting == name], scale); ax.set_title(titles[name], loc='left'); ax.set(xlabel=xlabel, ylabel=metric_name(metric))
     return fig
 
 # %% ../../nbs/evaluate/20_plots.ipynb #cb885b01
-def _curves(ax, t: pd.DataFrame, log: bool):
+def _curves(ax, t: pd.DataFrame, scale: str):
     "The lines of one setting, and their names"
     known = np.sort(t.x[np.isfinite(t.x)].unique()); ends, ticks = [], {x: f'{x:g}' for x in known}
-    if np.isinf(t.x).any(): ticks[known[-1]*4 if log and len(known) else (known.max(initial=0) + 1)] = 'all'
+    if np.isinf(t.x).any(): ticks[known[-1]*4 if len(known) else 1] = 'all'
     right = max(ticks, default=1); t = t.assign(x=t.x.replace(np.inf, right))
     for (method, control), g in t.groupby(['method', 'control'], sort=False): ends.append((row_name(method, control), _curve(ax, g, method, control, right), colour(method)))
     if not ends: ax.text(.5, .5, NOT_RUN, transform=ax.transAxes, ha='center', color='#767676', style='italic'); ax.set(xticks=[], yticks=[]); return
-    if log and len(known): ax.set_xscale('log')
+    if len(known): ax.set_xscale(scale, **({'linthresh': 1} if scale == 'symlog' else {}))
     ax.set_xticks(list(ticks), list(ticks.values())); ax.minorticks_off(); ax.margins(x=.04, y=.08)
     _end_names(ax, ends)
 

@@ -71,6 +71,7 @@ class Study:
     seeds: tuple = (0, 1, 2, 3, 4)
     primary_metric: str = 'macro_f1'
     margin: float = .01
+    screened: tuple = () # variants that are screened on one seed, for the best of them to go on
 
 # %% ../../nbs/run/22_study.ipynb #37a522b6
 def load_study(name: str = 'interpreter', # of data/configs
@@ -84,6 +85,7 @@ def load_study(name: str = 'interpreter', # of data/configs
         plans |= {label: _variant(plans, label, p) for label, p in config.pop('variants', {}).items()}
         study = Study(name, settings, plans, seeds=tuple(config.pop('seeds')), **config)
     except (TypeError, KeyError) as e: raise InputError(f'{path.name} is not the config of a study: {e}') from None
+    if unknown := [l for l in study.screened if l not in plans]: raise InputError(f'{path.name} screens {unknown[0]!r}, which is no variant of it')
     for caps in [s.caps for s in study.settings.values()] + [p.caps for p in study.plans.values()]: _check_caps(caps)
     return study
 
@@ -524,12 +526,13 @@ def study_results(out=None, # folder of the study; default: that which ships
     return pd.concat(tables, ignore_index=True)[['setting', *COLUMNS]]
 
 def study_comparisons(pairs, # of ((method, control), (method, control))
-                      study: Study | None = None, out=None, settings=None, n_boot: int = 1000) -> pd.DataFrame: # setting, and the columns of `comparison_table`
-    "Pairs of arms compared on every setting where both were run, by the study's metric and margin; Holm's correction is over all rows"
+                      study: Study | None = None, out=None, settings=None, n_boot: int = 1000, seeds=None) -> pd.DataFrame: # setting, and the columns of `comparison_table`
+    "Pairs of arms compared on every setting where both were run on a seed (of `seeds`), by the study's metric and margin; Holm's correction is over all rows"
     study = study or load_study(); out = Path(out) if out else shipped('results', 'interpreter'); tables = []
     for name in settings or study.settings:
-        stored = read_stored(out/name); here = {(m, c) for m, c, _ in stored.arms}; both = [(a, b) for a, b in pairs if a in here and b in here]
-        if both: tables.append(comparison_table(stored.predictions, both, study.primary_metric, study.margin, n_boot).assign(setting=name))
+        stored = read_stored(out/name); keys = [k for k in stored.arms if seeds is None or k[2] in seeds]; run = lambda arm: {s for *a, s in keys if tuple(a) == arm}
+        both = [(a, b) for a, b in pairs if run(a) & run(b)]; asked = {arm for pair in both for arm in pair}
+        if both: tables.append(comparison_table(Stored({k: stored.arms[k] for k in keys if k[:2] in asked}, stored.about).predictions, both, study.primary_metric, study.margin, n_boot).assign(setting=name))
     if not tables: raise InputError('none of these pairs was run on any of these settings: run them first')
     table = pd.concat(tables, ignore_index=True)
     return table[['setting', *table.columns.drop('setting')]].assign(p_holm=holm(table.p))
