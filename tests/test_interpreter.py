@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scinterp.cells.datasets import load, split
-from scinterp.core import InputError, ModelError
+from scinterp.core import DataError, InputError, ModelError
 from scinterp.methods.contributions import contributions, gene_ranking
 from scinterp.methods.hybrid import ScInterpreterHybrid
 from scinterp.methods.protocol import load as load_method
@@ -229,7 +229,81 @@ def test_early_stopping_keeps_the_best_epoch():
     assert trainer._validate()["val_macro_f1"] == best
 
 
+OTHERWISE = [dict(order="prompt_first"), dict(pooling="mean"), dict(value_weight="multiply"), dict(token_scale=1.0), dict(backbone_layers=1), dict(learn_class_token=False),
+             dict(instruction="cell type of what this is?"), dict(class_weight="balanced"), dict(rank="expression"), dict(seed=1), dict(tune="norms")]
+
+
+@pytest.mark.parametrize("other", OTHERWISE)
+def test_no_two_trainings_share_a_checkpoint(few, tmp_path, other):
+    common = dict(checkpoint=str(tmp_path), backbone_precision="fp32", epochs=1)
+    fitted(few, **common)
+    second = fitted(few, **{**common, **other})
+    assert second.training_["resumed_epochs"] == 0 and len(list(tmp_path.iterdir())) == 2
+    assert fitted(few, **{**common, **other}).training_["resumed_epochs"] == 1
+
+
+def test_tuning_repeats_though_attention_is_timed(few):
+    "Timing the two ways of attention leaves no gradient behind"
+    from scinterp.methods import backbones
+
+    backbones._CHOSEN.clear()
+    first, second = (fitted(few, tune="norms", backbone_precision="fp32").predict_proba(few[2]).to_numpy() for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("column", [lambda n: np.arange(n) % 2, lambda n: np.arange(n) % 2 == 0, lambda n: np.where(np.arange(n) % 2, "a", None)])
+def test_questions_of_any_kind_are_learnt_from(few, column):
+    train, validation, test, table = few
+    train = train.copy()
+    train.obs["asked"] = column(train.n_obs)
+    known = train.obs["asked"].notna().sum()
+    if train.obs["asked"].nunique() < 2:
+        with pytest.raises(DataError, match="fewer than two answers"):
+            ScInterpreter(table, questions=("asked",), **TINY).fit(train)
+        return
+    made = ScInterpreter(table, questions=["asked"], **TINY)
+    seen = []
+    made._sequences = lambda X, y=None, extra=(): seen.append(extra) or ScInterpreter._sequences(made, X, y, extra)
+    made.fit(train)
+    assert (seen[0][0] >= 0).sum() == known and list(made.answers(test)["asked"]) == sorted(map(str, train.obs["asked"].unique()))
+
+
+def test_validation_of_other_types_only(few):
+    train, validation, _, table = few
+    other = validation.copy()
+    other.obs["cell_type"] = "another"
+    with pytest.warns(UserWarning, match="no validation cell is of a type of training"):
+        made = ScInterpreter(table, **TINY).fit(train, validation=other)
+    assert made.history_.val_macro_f1.isna().all()
+
+
+@pytest.mark.parametrize("missing", ["train", "validation"])
+def test_a_column_that_is_not_there(few, missing):
+    train, validation, _, table = few
+    cells = dict(train=train, validation=validation)
+    cells[missing] = cells[missing].copy()
+    del cells[missing].obs["cell_type"]
+    with pytest.raises(DataError, match="no column 'cell_type' in obs"):
+        ScInterpreter(table, **TINY).fit(cells["train"], validation=cells["validation"])
+
+
 # ---- keeping
+
+
+def test_the_precision_of_training_is_kept(few, tmp_path, monkeypatch):
+    made = fitted(few, backbone_precision="bf16").set_params(backbone_precision=None)
+    made.save(tmp_path / "m")
+    from scinterp.methods import backbones
+
+    for fast in (True, False):
+        monkeypatch.setattr(backbones, "bf16_is_fast", lambda *a, fast=fast: fast)
+        copy = load_method(tmp_path / "m")
+        assert copy.reader_.backbone[0].dtype == torch.bfloat16
+        np.testing.assert_array_equal(copy.predict_proba(few[2]).to_numpy(), made.predict_proba(few[2]).to_numpy())
+
+
+def test_equal_trainings_have_equal_fingerprints(few, tmp_path):
+    assert fitted(few).fingerprint == fitted(few, checkpoint=tmp_path, progress=True).fingerprint != fitted(few, seed=1).fingerprint
 
 
 def test_another_backbone_under_the_same_name_is_noticed(few, tmp_path, monkeypatch):
