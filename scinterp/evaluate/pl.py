@@ -247,8 +247,8 @@ def type_palette(types) -> dict[str, tuple]:
 def umap_panels(table: pd.DataFrame): # embedding, x, y, cell_type, part ('train' or 'test')
     "One map an embedding, in the order of the table; returns the Figure"
     names = list(dict.fromkeys(table.embedding)); colours = type_palette(table.cell_type)
-    fig, axes = plt.subplots(1, len(names), figsize=(2.9*len(names), 3.9), layout='constrained', squeeze=False)
-    many = len(colours) > MANY; number = {t: f'{i} ' if many else '' for i, t in enumerate(colours, 1)}
+    many = len(colours) > MANY; height = 3.1 + .16*-(-len(colours)//4) if many else 3.9
+    fig, axes = plt.subplots(1, len(names), figsize=(2.9*len(names), height), layout='constrained', squeeze=False); number = {t: f'{i} ' if many else '' for i, t in enumerate(colours, 1)}
     for ax, name in zip(axes[0], names):
         _map(ax, part := table[table.embedding == name], colours, name)
         if many: _numbers(ax, part, number)

@@ -34,7 +34,8 @@ def make_run(paper: str, dataset: str, profile: str, folder: Path, seeds=None, p
     from scinterp.run.report import write_page
     experiment = load_experiment(paper, dataset, profile, seeds); run = experiment.run(folder, progress)
     for name in tqdm(experiment.notebooks, desc='figures', disable=not progress, unit='notebook'):
-        execute(template(f'papers/{paper}/{name}'), folder/'notebooks'/f'{name}.ipynb', dict(dataset=dataset, profile=profile, run_dir=str(folder)), progress)
+        at = name if '/' in name else f'{paper}/{name}' # a page may be another paper's
+        execute(template(f'papers/{at}'), folder/'notebooks'/f'{Path(at).name}.ipynb', dict(paper=paper, dataset=dataset, profile=profile, run_dir=str(folder)), progress)
     write_page(run, f'{paper} on {dataset}')
     return run
 
