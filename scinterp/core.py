@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'DataError', 'ModelError', 'listed', 'shipped', 'template', 'file_sha256', 'digest', 'code_sha256',
-           'versions', 'atomic_path', 'write_text', 'write_json', 'result_folder', 'cache_dir']
+           'versions', 'atomic_path', 'write_text', 'write_json', 'check_target', 'result_folder', 'cache_dir']
 
 # %% ../nbs/00_core.ipynb #50accb12
 import hashlib, json, os, shutil, tempfile
@@ -104,7 +104,7 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + '\n')
 
 # %% ../nbs/00_core.ipynb #a0c9ebfd
-def _check_target(out: Path, overwrite: bool, mark: str, entries):
+def check_target(out: Path, overwrite: bool, mark: str, entries):
     "Refuse a target that holds somebody's files, or that could not be replaced at the end"
     if out.exists() and not out.is_dir(): raise InputError(f'{out} is a file, and a folder is wanted: choose another name')
     if out.is_symlink() or os.path.ismount(out) or out == Path.cwd() or out in Path.cwd().parents: raise InputError(f'{out} cannot be replaced as a whole: choose a new folder in it')
@@ -125,13 +125,13 @@ def _open_partial(out: Path) -> Path:
 def result_folder(out, overwrite: bool = False, mark: str = 'run.json',
                   entries=None): # names a finished run has; a folder that holds any other is never replaced
     "Yield a hidden folder beside `out` to fill; on success it becomes `out`, on failure it stays to be resumed"
-    out = Path(os.path.abspath(Path(out).expanduser())); _check_target(out, overwrite, mark, entries); partial = _open_partial(out)
+    out = Path(os.path.abspath(Path(out).expanduser())); check_target(out, overwrite, mark, entries); partial = _open_partial(out)
     lock = FileLock(partial/'.lock', timeout=0)
     try: lock.acquire()
     except Timeout: raise InputError(f'another run is writing to {out}: wait for it, or choose another folder') from None
     try:
         yield partial
-        _check_target(out, overwrite, mark, entries); (partial/'.lock').unlink(missing_ok=True); _replace(partial, out)
+        check_target(out, overwrite, mark, entries); (partial/'.lock').unlink(missing_ok=True); _replace(partial, out)
     finally: lock.release()
 
 def _replace(partial: Path, out: Path):

@@ -8,6 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+DATA = os.environ.get("SCINTERP_DATA", "")
+
+
+def kang():
+    "Cells of the first and of the other donors of a real set"
+    from scinterp.cells import datasets
+    cells = datasets.load("human_pbmc_kang_8donors_1287genes")
+    first = cells.obs["donor"].isin(sorted(cells.obs["donor"].unique())[:4]).to_numpy()
+    return cells[first].copy(), cells[~first].copy()
 
 
 def pytest_configure(config):

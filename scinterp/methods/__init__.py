@@ -3,7 +3,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["protocol", "certainty", "estimators", "baselines", "genept", "scelmo", "scinterpreter", "label_text", "controls", "tl"],
+    submodules=["protocol", "certainty", "estimators", "baselines", "genept", "scelmo", "scinterpreter", "label_text", "controls", "queries", "tl"],
     submod_attrs={
         "protocol": ["load"],
         "genept": ["GenePT"],

@@ -37,6 +37,11 @@ class Method(BaseEstimator):
     def _notes(self) -> dict: return {} # what was learnt and is no array: JSON values
     def _restore(self, state: dict, notes: dict): raise NotImplementedError # what `_fit` leaves, from what `_state` and `_notes` gave
 
+    @classmethod
+    def load(cls, folder) -> 'Method':
+        "As `load`; raises `ModelError` too if it is a method of another class"
+        return _loaded(folder, cls)
+
 # %% ../../nbs/methods/10_protocol.ipynb #10bd0ddd
 MIN_MASS = .6 # of the training expression that a query's genes must have carried
 
@@ -63,7 +68,7 @@ def fit(self: Method, adata: AnnData, # log-normalised, or counts
     labels = _labels(adata, label_key)
     self.classes_, y = np.unique(labels, return_inverse=True)
     if len(self.classes_) < 2: raise DataError(f'{label_key!r} holds one type only: at least two are needed to learn from')
-    self._warn_of_single(y); self.certainty_ = None; self.species_ = _stated(adata) or getattr(getattr(self, 'table', None), 'species', '')
+    self._warn_of_single(y); self.certainty_, self.about_ = None, {}; self.species_ = _stated(adata) or getattr(getattr(self, 'table', None), 'species', '')
     X = log_normalised(adata); mass = np.asarray(X.sum(0)).ravel(); self.genes_ = list(map(str, adata.var_names))
     self.gene_mass_ = mass/max(mass.sum(), 1e-12)
     self._fit(X, y, self._validation(validation, label_key))
@@ -114,7 +119,7 @@ def _asked(self: Method, adata: AnnData, ask, progress: bool = False) -> np.ndar
     "`ask` of the expression of all cells, a chunk at a time; raises `InputError` before `fit`, `DataError` without cells"
     self._check_fitted()
     if adata.n_obs == 0: raise DataError('there are no cells to ask about: check how they were filtered')
-    X = self._expression(adata); starts = tqdm(range(0, X.shape[0], CHUNK), desc=self.name, unit='chunk', disable=not progress, leave=False)
+    X = self._expression(adata); starts = tqdm(range(0, X.shape[0], CHUNK), desc=self.name, unit='chunk', disable=not progress or X.shape[0] <= CHUNK, leave=False)
     return np.concatenate([ask(X[i:i + CHUNK]) for i in starts])
 
 # %% ../../nbs/methods/10_protocol.ipynb #6697f4d5
@@ -173,9 +178,15 @@ def _plain(value, what: str):
 
 # %% ../../nbs/methods/10_protocol.ipynb #9b980b36
 @patch
+def plain_settings(self: Method) -> dict:
+    "Settings as JSON holds them, without the table; raises `ModelError` for a method that could not be kept once it is fitted"
+    if type(self)._state is Method._state: Method._state(self)
+    return {k: _plain(v, f'the setting {k} of {self.name}') for k, v in self.get_params(deep=False).items() if k != 'table'}
+
+@patch
 def _card(self: Method) -> dict:
     "All that is known of a fitted method, but for its arrays and its table"
-    settings = {k: _plain(v, f'the setting {k} of {self.name}') for k, v in self.get_params(deep=False).items() if k != 'table'}
+    settings = self.plain_settings()
     kind = {'class': type(self).__name__, 'module': type(self).__module__}
     return dict(method=self.name, **kind, parameters=settings, classes=list(map(str, self.classes_)), genes=self.genes_, species=self.gene_species,
                 certainty=asdict(self.certainty_) if self.certainty_ else None, notes=_plain(self._notes(), f'a note of {self.name}'), about=_plain(self.about, 'a word about it'))
@@ -258,11 +269,11 @@ def _class_of(card: dict, folder: Path) -> type:
     return found
 
 # %% ../../nbs/methods/10_protocol.ipynb #248c1533
-def load(folder # that `save` wrote
-        ) -> Method:
-    "A fitted method from its folder; raises `ModelError` if it is missing, altered, of another format or unknown"
+def _loaded(folder, wanted: type) -> Method:
+    "The method in a folder; raises `ModelError` if it is not of the class that is wanted"
     from safetensors.numpy import load_file
     folder = Path(folder).expanduser(); card = _read_card(folder); _check_files(folder, card['files']); kind = _class_of(card, folder)
+    if not issubclass(kind, wanted): raise ModelError(f'{folder} holds a {kind.__name__}, not a {wanted.__name__}: use si.methods.load')
     try:
         table = {'table': GeneTable.load(folder/KEPT[2])} if KEPT[2] in card['files'] else {}
         method = kind(**card['parameters'], **table); state = load_file(folder/KEPT[1]); method._remember(card, state)
@@ -271,20 +282,18 @@ def load(folder # that `save` wrote
         raise ModelError(f"{folder} does not fit the {card['class']} of this scinterp ({type(e).__name__}: {e}): fit the method again, or use the scinterp that saved it") from e
     return method
 
+def load(folder # that `save` wrote
+        ) -> Method:
+    "A fitted method from its folder; raises `ModelError` if it is missing, altered, of another format or unknown"
+    return _loaded(folder, Method)
+
+# %% ../../nbs/methods/10_protocol.ipynb #429bf93a
 @patch
 def _remember(self: Method, card: dict, state: dict):
     "Be fitted, as the card and the arrays say"
     self.classes_, self.genes_, self.gene_mass_, self.species_ = np.array(card['classes'], object), card['genes'], state.pop('gene_mass'), card['species']
     self.certainty_ = Certainty(**card['certainty']) if card['certainty'] else None; self.about_ = card['about']
     self._restore(state, card['notes'])
-
-# %% ../../nbs/methods/10_protocol.ipynb #429bf93a
-@patch(cls_method=True)
-def load(cls: Method, folder) -> Method:
-    "As `load`; raises `ModelError` too if it is a method of another class"
-    method = load(folder)
-    if not isinstance(method, cls): raise ModelError(f'{folder} holds a {type(method).__name__}, not a {cls.__name__}: use si.methods.load')
-    return method
 
 # %% ../../nbs/methods/10_protocol.ipynb #cab4b702
 def gene_vectors(table, # GeneTable

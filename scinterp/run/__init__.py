@@ -3,6 +3,6 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["results", "experiment", "unseen", "gene_tasks", "notebooks", "report", "doctor", "cli"],
+    submodules=["results", "experiment", "unseen", "gene_tasks", "notebooks", "annotation", "report", "annotation_page", "doctor", "cli"],
     submod_attrs={"experiment": ["Experiment"], "results": ["read_results"]},
 )
