@@ -154,7 +154,7 @@ def test_the_other_species_is_read_by_orthologs(nothing_at_hand):
 
 def test_the_same_run_twice_is_the_same():
     cells = made_cells()
-    once, again = (LabelText(TEXTS, general=False, fold_size=2, seed=3).fit(cells).predict_proba(cells, TEXTS, only=True).to_numpy() for _ in range(2))
+    once, again = (LabelText(TEXTS, general=False, fold_size=2, seed=3).fit(cells).predict_proba(cells, types=TEXTS, only=True).to_numpy() for _ in range(2))
     np.testing.assert_array_equal(once, again)
 
 

@@ -141,7 +141,8 @@ def _first_change(backbone) -> float:
 @patch
 def words(self: Backbone, text: str) -> torch.Tensor: # tokens x hidden, float32
     "The vectors of a text's tokens, without special ones; raises `ModelError` for a model without a tokenizer"
-    if self.folder: ids = open_tokenizer(self.folder, self.name)(text, add_special_tokens=False)['input_ids']
+    if self.folder and not hasattr(self, '_tokenizer'): self._tokenizer = open_tokenizer(self.folder, self.name)
+    if self.folder: ids = self._tokenizer(text, add_special_tokens=False)['input_ids']
     else: ids = [crc32(word.encode()) % self.embedding.num_embeddings for word in text.split()]
     return self.embedding(torch.tensor(ids, dtype=torch.long, device=self.device)).detach().float()
 
@@ -278,7 +279,7 @@ def _seconds(self: Backbone, attention, x, n) -> float:
     return min(times[2]-times[1], clock()-times[2])
 
 @patch
-def _pass(self: Backbone, x, n): self._states(x.requires_grad_(), n).float().sum().backward(); return float(x.grad[0, 0, 0]) # a GPU has done it then
+def _pass(self: Backbone, x, n): return float(torch.autograd.grad(self._states(x.requires_grad_(), n).float().sum(), x)[0][0, 0, 0]) # no weight keeps a gradient; a GPU has done it then
 
 # %% ../../nbs/methods/45_backbones.ipynb #388851c0
 def load_backbone(name: str, # one of the table above

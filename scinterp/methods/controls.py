@@ -37,5 +37,6 @@ def with_control(method: Method, # unfitted or fitted; it stays as it is
     if control not in CONTROLS: raise InputError(f"no control {control!r}: choose one of {', '.join(CONTROLS)}")
     part = 'table' if control in TABLE_CONTROLS else 'backbone'; value = method.get_params().get(part)
     if value is None: raise InputError(f'{method.name} has no {part}, so {control} does not apply to it')
+    if part == 'table' and method.get_params().get('tokens') == 'symbols': raise InputError(f"{method.name} reads symbols here, not its table, so {control} would change nothing: use tokens='table', or no-llm and random-llm")
     changed = TABLE_CONTROLS[control](value, seed) if part == 'table' else BACKBONE_CONTROLS[control](value)
     return clone(method).set_params(**{part: changed})

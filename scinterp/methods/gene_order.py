@@ -22,8 +22,9 @@ RANKS = dict(idf='expression times rarity among the training cells (ours: the TF
 
 # %% ../../nbs/methods/47_gene_order.ipynb #3d411771
 def rarity(X) -> np.ndarray: # one a gene, float32
-    "log of the inverse share of cells that express each gene, never negative (the IDF of text search)"
-    return np.log((1 + X.shape[0])/(1 + X.getnnz(axis=0))).astype(np.float32)
+    "log of the inverse share of cells that express each gene, never negative (the IDF of text search); 0 for a gene that none expresses"
+    cells = X.getnnz(axis=0)
+    return np.where(cells > 0, np.log((1 + X.shape[0])/(1 + cells)), 0).astype(np.float32)
 
 # %% ../../nbs/methods/47_gene_order.ipynb #859c5b71
 class GeneOrder:

@@ -397,10 +397,10 @@ def _shares(self: LabelText, X, S) -> np.ndarray:
 
 # %% ../../nbs/methods/55_label_text.ipynb #2c128229
 @patch
-def predict_proba(self: LabelText, adata: AnnData,
+def predict_proba(self: LabelText, adata: AnnData, progress: bool = False,
                   types=None, # new types: {name: text}, or names that have a bundled text
-                  only: bool = False, # tell apart among `types` alone; else among those of training too
-                  progress: bool = False) -> pd.DataFrame:
+                  only: bool = False # tell apart among `types` alone; else among those of training too
+                 ) -> pd.DataFrame:
     "Probability of each type, cells x types; rows add up to 1; raises `InputError` for a type without a text"
     if types is None: return super(LabelText, self).predict_proba(adata, progress)
     self._check_fitted(); texts = self._new_texts(types, only)
@@ -426,4 +426,4 @@ def _general(self: LabelText, adata: AnnData, texts: dict) -> pd.DataFrame:
 def predict(self: LabelText, adata: AnnData, unknown: bool = False, types=None, only: bool = False) -> pd.Series:
     "The most probable type of each cell, as for `predict_proba`; 'unknown' only without new types"
     if types is not None and unknown: raise InputError('unknown=True holds for the types of training only: leave out types')
-    return self.name_cells(self.predict_proba(adata, types, only), unknown)
+    return self.name_cells(self.predict_proba(adata, types=types, only=only), unknown)

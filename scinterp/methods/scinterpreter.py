@@ -76,8 +76,31 @@ def standardised(E: np.ndarray) -> np.ndarray:
     return (E/max(E.std(), 1e-12)).astype(np.float32)
 
 @patch
-def _load_backbone(self: ScInterpreter):
-    return load_backbone(self.backbone, self.seed, layers=self.backbone_layers, precision=self.backbone_precision, attention=self.attention, quantise=self.quantise, device=self.device)
+def _load_backbone(self: ScInterpreter, precision: str | None = None):
+    return load_backbone(self.backbone, self.seed, layers=self.backbone_layers, precision=self.backbone_precision or precision, attention=self.attention, quantise=self.quantise, device=self.device)
+
+_NUMBERS = dict(seed=(int, 0), n_genes=(int, 1), projector_layers=(int, 0), head_layers=(int, 1), epochs=(int, 1), batch_size=(int, 1), accumulate=(int, 1),
+                learning_rate=(float, 0), warmup=(float, 0), weight_decay=(float, 0), token_scale=(float, 0), init_std=(float, 0), clip=(float, 0), backbone_layers=(int, 1), patience=(int, 1))
+
+@patch
+def _check_settings(self: ScInterpreter):
+    "Raise `InputError` for a setting of the wrong kind, before anything is read or trained"
+    for name, (kind, least) in _NUMBERS.items():
+        value = getattr(self, name)
+        if value is None and name in ('token_scale', 'init_std', 'clip', 'backbone_layers', 'patience'): continue
+        right = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        if not right or not np.isfinite(value) or value < least: raise InputError(f"{name} must be a {'whole ' if kind is int else ''}number of at least {least}, not {value!r}")
+    for name in ('instruction', 'backbone'):
+        if not isinstance(getattr(self, name), str): raise InputError(f'{name} must be a text, not {getattr(self, name)!r}')
+    try: torch.device(self.device or 'cpu')
+    except (RuntimeError, TypeError): raise InputError(f"device must be 'cpu', 'cuda' or 'cuda:0', not {self.device!r}") from None
+    self._plan()
+
+@patch
+def plain_settings(self: ScInterpreter) -> dict:
+    "As every method's, and checked"
+    self._check_settings()
+    return Method.plain_settings(self)
 
 @patch
 def _plan(self: ScInterpreter) -> Plan: return Plan(**{f.name: getattr(self, f.name) for f in fields(Plan)})
@@ -97,9 +120,9 @@ def _vectors(self: ScInterpreter, backbone) -> np.ndarray: # genes x d
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #e4556dd0
 @patch
-def _build(self: ScInterpreter, n_types: list):
+def _build(self: ScInterpreter, n_types: list, precision: str | None = None): # of the backbone, where the settings say none
     "The reader for these genes, this table and this backbone, seeded; settings that cannot work are refused here"
-    self.known_ = np.flatnonzero(self.table.align(self.genes_) >= 0); torch.manual_seed(self.seed); backbone = self._load_backbone()
+    self.known_ = np.flatnonzero(self.table.align(self.genes_) >= 0); torch.manual_seed(self.seed); backbone = self._load_backbone(precision)
     self.reader_ = Reader(self._vectors(backbone), n_types, backbone, self.instruction, self.order, self.pooling, self.value_weight,
                           self.projector_layers, self.head_layers, self.token_scale, self.learn_class_token, self.init_std)
     self.reader_.check_room(self.n_genes); self.reader_.check_pooling(); self.tuned_ = tuned_parameters(backbone, self.tune)
@@ -122,7 +145,7 @@ def tuned_parameters(backbone, tune: str | None) -> dict: # parameters by name
 def add_lora(backbone):
     "Add low-rank matrices to the query and value projections (Hu et al. 2021), by `peft`"
     try: from peft import LoraConfig, inject_adapter_in_model
-    except ImportError: raise InputError("tune='lora' needs peft: pip install peft") from None
+    except ImportError: raise InputError("tune='lora' needs peft: pip install 'scinterp[tune]'") from None
     names = {n.rsplit('.', 1)[-1] for n, _ in backbone.model.named_modules()}; targets = sorted(names & {'query', 'value', 'q_proj', 'v_proj', 'c_attn', 'query_key_value'})
     inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=targets), backbone.model)
 
@@ -130,16 +153,27 @@ def add_lora(backbone):
 def _answers(cells, key: str, classes) -> np.ndarray:
     "Numbers of the answers in a column of obs, -100 where it says nothing new or nothing at all"
     if key not in cells.obs: raise DataError(f'no column {key!r} in obs, which questions= asks for')
-    at = pd.Index(classes).get_indexer(cells.obs[key].astype(object).where(cells.obs[key].notna(), None))
+    told = cells.obs[key]; at = pd.Index(classes).get_indexer(told.astype(str).where(told.notna(), None))
     return np.where(at >= 0, at, -100)
+
+@patch
+def _question_classes(self: ScInterpreter, cells) -> dict: # question to its answers, in order
+    "The answers to each question in the training cells; raises `InputError` or `DataError` for what cannot be learnt"
+    if isinstance(self.questions, str): raise InputError(f'questions must be a list of columns, not the text {self.questions!r}: pass ({self.questions!r},)')
+    found = {q: sorted(cells.obs[q].dropna().astype(str).unique()) if q in cells.obs else None for q in self.questions} # None: `_answers` says that it is missing
+    few = next((q for q, c in found.items() if c is not None and len(c) < 2), None)
+    if few is not None: raise DataError(f'{few!r} has fewer than two answers in the training cells: leave it out of questions')
+    return found
 
 @patch
 def fit(self: ScInterpreter, adata, label_key: str = 'cell_type', validation=None):
     "As every method's, and with the columns that `questions` names"
-    self.question_classes_ = {q: sorted(adata.obs[q].dropna().astype(str).unique()) if q in adata.obs else [] for q in self.questions}
+    self.question_classes_ = self._question_classes(adata); self._check_settings()
+    if self.patience and validation is None: raise InputError('patience counts epochs without a gain on validation: pass validation=, or leave patience out')
+    known = adata.obs[label_key].astype(str).unique() if label_key in adata.obs else [] # `Method.fit` says what is missing
     for part, cells in (('train', adata), ('validation', validation)):
         if cells is None: continue
-        seen = np.ones(cells.n_obs, bool) if part == 'train' else np.isin(cells.obs[label_key].astype(str), adata.obs[label_key].astype(str).unique())
+        seen = np.isin(cells.obs[label_key].astype(str), known) if label_key in cells.obs else np.zeros(cells.n_obs, bool)
         setattr(self, f'_{part}_answers', [_answers(cells, q, c)[seen] for q, c in self.question_classes_.items()])
     try: return Method.fit(self, adata, label_key, validation)
     finally: self.__dict__.pop('_train_answers', None); self.__dict__.pop('_validation_answers', None)
@@ -158,7 +192,8 @@ def _fit(self: ScInterpreter, X, y, validation):
         self._build([len(self.classes_), *map(len, self.question_classes_.values())]); self.order_.fit(X[:, self.known_])
     train = self._sequences(X, y, self._train_answers)
     held_out = self._sequences(*validation, self._validation_answers) if validation is not None and len(validation[1]) else None
-    trainer = Trainer(self.reader_, train, plan, held_out, self.checkpoint, self.progress, self.device, self.tuned_); self.history_ = trainer.run()
+    about = dict(tune=self.tune, quantise=self.quantise, layers=self.backbone_layers)
+    trainer = Trainer(self.reader_, train, plan, held_out, self.checkpoint, self.progress, self.device, self.tuned_, about); self.history_ = trainer.run()
     cells = len(y)*len(self.history_)
     self.training_ = dict(seconds=trainer.seconds, cells_per_second=cells/max(trainer.seconds, 1e-9), parameters=sum(p.numel() for p in trainer.weights().values()), resumed_epochs=trainer.resumed)
 
@@ -182,6 +217,7 @@ def _embed(self: ScInterpreter, X):
 @patch
 def answers(self: ScInterpreter, adata) -> dict: # question to DataFrame, cells x answers
     "Probabilities of the answers to `questions`, of one pass"
+    self._check_fitted()
     scores = self._scores(self._expression(adata))[1:]
     return {q: pd.DataFrame(s.softmax(-1).numpy(), adata.obs_names, c) for (q, c), s in zip(self.question_classes_.items(), scores)}
 
@@ -204,8 +240,9 @@ def _notes(self: ScInterpreter) -> dict:
 def _restore(self: ScInterpreter, state: dict, notes: dict):
     "Take back what was learnt; raises `InputError` if the backbone is another one now"
     self.question_classes_, self.history_, self.training_ = notes['questions'], pd.DataFrame(notes['history']), notes['training']
-    with torch.random.fork_rng(): self._build([len(self.classes_), *map(len, self.question_classes_.values())])
-    backbone, = self.reader_.backbone
+    kept = notes['backbone'] or {}; precision = {'torch.bfloat16': 'bf16', 'torch.float32': 'fp32'}.get(kept.get('precision')) # as in training, on whatever machine
+    with torch.random.fork_rng(): self._build([len(self.classes_), *map(len, self.question_classes_.values())], precision)
+    backbone, = self.reader_.backbone; self.reader_.to(backbone.device if backbone else self.device or 'cpu')
     if backbone is not None and backbone.sha256 != notes['backbone']['sha256']: raise InputError(f'{backbone.name} is not the model that was read with in training (its SHA-256 differs): get that revision again, or fit anew')
     own = {n.removeprefix('reader.'): torch.from_numpy(a) for n, a in state.items() if n.startswith('reader.')}; self.reader_.load_state_dict(own, strict=False); self.reader_.eval()
     with torch.no_grad():

@@ -7,7 +7,7 @@ __all__ = ['OPTIMISERS', 'DECAYS', 'CHUNK', 'Plan', 'length_buckets', 'Sequences
            'answer_loss', 'in_batches', 'read_scores']
 
 # %% ../../nbs/methods/49_training.ipynb #de540f84
-import json, time
+import hashlib, json, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..core import InputError, ModelError, atomic_path, digest, write_json
+from ..core import InputError, ModelError, atomic_path, code_sha256, digest, write_json
 from .reader import Reader, one_of
 
 # %% ../../nbs/methods/49_training.ipynb #7243a42e
@@ -126,6 +126,7 @@ class Trainer:
     progress: bool = False
     device: str | None = None # 'cpu', 'cuda'; default: a GPU where there is one
     tuned: dict = field(default_factory=dict) # parameters of the backbone that are trained too, by name
+    about: dict = field(default_factory=dict) # what else decides the result: settings that no tensor shows
     history: list = field(default_factory=list)
     best: dict | None = None # the best trained weights so far
     resumed: int = 0 # epochs taken up from a checkpoint
@@ -187,6 +188,7 @@ def _epoch(self: Trainer, bar):
     "One pass over the training cells, one over the validation cells"
     start = time.perf_counter(); self.loader.batch_sampler.epoch = len(self.history); self.reader.train()
     loss = sum(self._step(batch, bar) for batch in self.loader)/len(self.sequences); self.seconds += time.perf_counter() - start
+    if not np.isfinite(loss): raise ModelError(f'the loss is no number any more in epoch {len(self.history) + 1}: lower learning_rate, or keep clip=1')
     self.history.append(dict(loss=loss, **self._validate(), seconds=self.seconds))
     f1 = [h['val_macro_f1'] for h in self.history]
     if self.validation is None or f1[-1] >= np.max(f1): self.best = {n: p.detach().clone().cpu() for n, p in self.weights().items()}
@@ -241,10 +243,12 @@ def _keep_best(self: Trainer):
 # %% ../../nbs/methods/49_training.ipynb #ad00a8de
 @patch
 def key(self: Trainer) -> str:
-    "SHA-256 of the plan, the cells, their answers and the network as it starts"
-    start = {n: p for n, p in self.reader.state_dict().items()} | self.tuned; tensors = [*start.values(), *(t for s in (self.sequences, self.validation) if s for t in (s.ids, s.values, s.answers))]
-    hashes = [digest(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes().hex()) for t in tensors]; backbone, = self.reader.backbone
-    return digest(asdict(self.plan), hashes, backbone and [backbone.name, backbone.sha256, str(backbone.dtype)])
+    "SHA-256 of all that decides what comes out: plan, cells, answers, network, settings that no tensor shows, code"
+    named = {**dict(self.reader.named_buffers()), **self.weights()} | {f'{part}.{k}': t for part, s in (('train', self.sequences), ('validation', self.validation)) if s for k, t in vars(s).items()}
+    hashes = {n: [str(t.dtype), *t.shape, hashlib.sha256(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()] for n, t in named.items()}
+    (backbone,), reader = self.reader.backbone, self.reader; choices = {k: getattr(reader, k) for k in ('order', 'pooling', 'value_weight', 'token_scale')}
+    model = backbone and [backbone.name, backbone.sha256, str(backbone.dtype), backbone.n_parameters, backbone.attention]
+    return digest(asdict(self.plan), hashes, choices, str(reader), model, self.about, code_sha256(), torch.__version__)
 
 @patch
 def _folder(self: Trainer) -> Path: return Path(self.checkpoint)/self.first_key[:16]
@@ -276,6 +280,7 @@ def _resume(self: Trainer):
     if not said.is_file(): return
     try: told = json.loads(said.read_text()); tensors = load_file(said.parent/told['tensors'])
     except Exception: return # damaged: trained again from the start
+    if told['key'] != self.first_key: return
     self.history, self.seconds, self.resumed = told['history'], told['seconds'], len(told['history'])
     self.best = {n: tensors[f'best.{n}'] for n in self.weights()}
     with torch.no_grad():

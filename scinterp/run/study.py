@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CAPS', 'FILES', 'Setting', 'Plan', 'Study', 'load_study', 'proportional', 'capped_split', 'texts_id', 'Bench',
-           'trainable_parameters', 'told', 'reset_peak', 'peak_mb', 'params', 'Done', 'environment', 'Stored',
-           'arm_key', 'write_stored', 'read_stored', 'arm_name', 'stale', 'chosen_arms', 'keep', 'prune_study',
-           'seconds_left', 'in_minutes', 'run_study', 'merge_stored', 'check_study', 'verify_study', 'study_results',
-           'study_comparisons', 'main']
+           'trainable_parameters', 'told', 'reset_peak', 'peak_mb', 'params', 'Done', 'resumed', 'environment',
+           'Stored', 'arm_key', 'write_stored', 'read_stored', 'arm_name', 'stale', 'chosen_arms', 'keep',
+           'prune_study', 'seconds_left', 'in_minutes', 'run_study', 'merge_stored', 'check_study', 'verify_study',
+           'study_results', 'study_comparisons', 'main']
 
 # %% ../../nbs/run/22_study.ipynb #ddfb3519
 import argparse, json, lzma, resource, shutil, sys, time, tomllib
@@ -195,11 +195,13 @@ def identity(self: Bench, plan: Plan, control: str, seed: int) -> dict:
     return dict(method=method, settings=plan.settings, control=control, seed=seed, cells=self.cells_sha256, split=self.split(plan, seed).sha256, **text)
 
 @patch
-def method(self: Bench, plan: Plan, control: str, seed: int) -> Method:
+def method(self: Bench, plan: Plan, control: str, seed: int,
+           fresh: bool = False # take up no training of before
+          ) -> Method:
     "The method of an arm, unfitted"
     table = self.table(plan) if method_entry(plan.label).table else None
     method = make_method(plan.label, table, control, seed, **plan.settings)
-    if 'checkpoint' in method.get_params(): method.set_params(checkpoint=cache_dir()/'training') # a run that was killed goes on, and what two methods share is trained once
+    if 'checkpoint' in method.get_params() and not fresh: method.set_params(checkpoint=cache_dir()/'training') # a run that was killed goes on, and what two methods share is trained once
     return method
 
 # %% ../../nbs/run/22_study.ipynb #8aa8b0c9
@@ -256,10 +258,14 @@ def codes(self: Bench, answers: pd.DataFrame) -> dict:
 def types(self: Bench) -> list[str]: return sorted(set(map(str, self.cells.obs['cell_type'])))
 
 # %% ../../nbs/run/22_study.ipynb #0b2b6844
+def resumed(method: Method) -> bool:
+    "Whether part of the training was taken up from a checkpoint, so that the seconds of the fit do not hold it"
+    return bool(getattr(method, 'training_', {}).get('resumed_epochs'))
+
 @patch
-def run(self: Bench, plan: Plan, control: str, seed: int) -> Done:
+def run(self: Bench, plan: Plan, control: str, seed: int, fresh: bool = False) -> Done:
     "Fit an arm, ask it, and write down what it cost"
-    split, identity = self.split(plan, seed), self.identity(plan, control, seed); method = self.method(plan, control, seed)
+    split, identity = self.split(plan, seed), self.identity(plan, control, seed); method = self.method(plan, control, seed, fresh)
     reset_peak(); used = time.process_time(); answers, seconds = fit_and_answer(method, self.cells, split, self.progress); used = time.process_time() - used; peak = peak_mb()
     Z = embedded(method, self.cells[split.test]); rows = score_table(answers.true, answers.predicted)
     if Z is not None: rows = pd.concat([rows, separation_rows(Z, answers.true)])
@@ -268,7 +274,7 @@ def run(self: Bench, plan: Plan, control: str, seed: int) -> Done:
     sizes = {p: n for p, n in split.sizes.items() if n and p != 'unused'}; codes = self.codes(answers)
     record = dict(method=plan.label, control=control, seed=seed, identity=digest(identity), settings=plan.settings, caps=plan.caps, cells=sizes, split_sha256=split.sha256,
                   text=self._text_note(plan) if 'text' in identity else {}, params=params(method), seconds={k: round(s, 3) for k, s in seconds.items()}, cpu_seconds=round(used, 2),
-                  cells_per_s=dict(train=round(sizes['train']/seconds['fit'], 1), predict=round(sizes['test']/seconds['predict'], 1)),
+                  cells_per_s=dict(train=None if resumed(method) else round(sizes['train']/seconds['fit'], 1), predict=round(sizes['test']/seconds['predict'], 1)),
                   trainable=trainable_parameters(method), peak_mb=round(peak), **told(method), environment=environment(),
                   made=datetime.now(timezone.utc).isoformat(timespec='seconds'), answers_sha256=digest(codes))
     return Done(_plain(record), rows, codes)
@@ -510,7 +516,7 @@ def verify_study(study: Study, setting: str, method: str, control: str = '', see
     if old is None: raise InputError(f"{setting} has no record of {arm_name(*key)}: it has {', '.join(arm_name(*k) for k in sorted(stored.arms)) or 'none at all'}")
     bench = Bench(study, study.settings[setting]); plan = study.plans[method]
     if not bench.is_done(stored, plan, control, seed): raise InputError(f'{arm_name(*key)} was run on other cells, splits or texts, or with other settings, than there are now: run it again')
-    new = bench.run(plan, control, seed); differ = int((np.array(new.answers['predicted']) != old.answers['predicted']).sum()); n = len(old.answers['cells'])
+    new = bench.run(plan, control, seed, fresh=True); differ = int((np.array(new.answers['predicted']) != old.answers['predicted']).sum()); n = len(old.answers['cells'])
     code = 'same' if old.record['environment']['code_sha256'] == code_sha256() else 'changed'; metric = study.primary_metric
     told = dict(arm=arm_name(*key), cells=n, differ=differ, recorded=_value(old, metric), now=_value(new, metric), code=code)
     if differ > tolerance*n: raise InputError(f"{told['arm']} of {setting} does not come out as recorded: {differ} of {n} cells differ, {metric} {told['now']:.3f} instead of {told['recorded']:.3f} (code: {code})")

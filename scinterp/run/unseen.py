@@ -285,7 +285,7 @@ def differences(table: pd.DataFrame, split: str = 'left-out') -> pd.DataFrame: #
 
 # %% ../../nbs/run/24_unseen.ipynb #d2358099
 _OTHERS = {'label-text+one-by-one': 'the same with each cell by itself', 'lexical': 'the texts without any labelled cell',
-           'lexical+refined': 'the same, refined on the cells asked about', 'text-similarity': 'vectors of the same texts',
+           'lexical+refined': 'these texts refined on the cells asked about, still without a labelled one', 'text-similarity': 'vectors of the same texts',
            'text-similarity+name-only': 'vectors of the bare names'}
 
 def spoken(table: pd.DataFrame, split: str = 'left-out') -> str:
