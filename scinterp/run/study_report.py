@@ -254,6 +254,10 @@ def _place(record: dict, base: Plan, over: str) -> float | None: # None: not of 
     return record['params'].get(over)
 
 # %% ../../nbs/run/26_study_report.ipynb #705d4e99
+def _points(rows: list) -> pd.DataFrame: # setting, method, control, x, seed, value
+    "Rows as the table of a curve, empty or not"
+    return pd.DataFrame(rows, columns=['setting', 'method', 'control', 'x', 'seed', 'value']).astype(dict(x=float, value=float))
+
 @patch
 def curve(self: StudyReport, settings, over: str, # of `CURVES`
           methods=('lr-hvg', 'scinterpreter', 'scinterpreter-hybrid'), controls=('', 'no-llm', 'random-llm'), seeds=(0, 1)) -> pd.DataFrame: # setting, method, control, x, seed, value
@@ -266,7 +270,7 @@ def curve(self: StudyReport, settings, over: str, # of `CURVES`
             if method not in methods or seed not in seeds or (x := _place(record, self.study.plans[method], over)) is None: continue
             control = control or ('no-llm' if record['params'].get('backbone') == 'none' else '')
             if control in controls: rows.append(dict(setting=s, method=method, control=control, x=x, seed=seed, value=value))
-    table = pd.DataFrame(rows, columns=['setting', 'method', 'control', 'x', 'seed', 'value'])
+    table = _points(rows)
     return table.assign(rank=table.method.map(list(methods).index), c=table.control.map(list(controls).index)).sort_values(['rank', 'c', 'x', 'seed'], ignore_index=True).drop(columns=['rank', 'c'])
 
 # %% ../../nbs/run/26_study_report.ipynb #73a69673
@@ -315,4 +319,4 @@ def imbalance(self: StudyReport, arms) -> pd.DataFrame: # setting ('few' or 'onl
     for s, setting in self.study.settings.items():
         if named := re.fullmatch(r'(few|only)-mouse-(\d+)', setting.split):
             rows += [dict(setting=named[1], method=m, control=c, x=float(named[2]), seed=k, value=v) for (m, c, k), v in self.values(s).items() if row_name(m, c) in arms]
-    return pd.DataFrame(rows, columns=['setting', 'method', 'control', 'x', 'seed', 'value'])
+    return _points(rows)
