@@ -302,6 +302,17 @@ def test_the_precision_of_training_is_kept(few, tmp_path, monkeypatch):
         np.testing.assert_array_equal(copy.predict_proba(few[2]).to_numpy(), made.predict_proba(few[2]).to_numpy())
 
 
+def test_the_attention_of_training_is_kept(few, tmp_path, monkeypatch):
+    from scinterp.methods import backbones
+
+    made = fitted(few, attention="sdpa").set_params(attention=None)
+    made.save(tmp_path / "m")
+    monkeypatch.setattr(backbones.Backbone, "_faster", lambda *args: "eager")  # what timing would choose here
+    copy = load_method(tmp_path / "m")
+    np.testing.assert_array_equal(copy.predict_proba(few[2]).to_numpy(), made.predict_proba(few[2]).to_numpy())
+    assert copy.reader_.backbone[0].attention == "sdpa"
+
+
 def test_equal_trainings_have_equal_fingerprints(few, tmp_path):
     assert fitted(few).fingerprint == fitted(few, checkpoint=tmp_path, progress=True).fingerprint != fitted(few, seed=1).fingerprint
 

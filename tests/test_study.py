@@ -283,7 +283,7 @@ def test_caps_never_move_a_cell(sizes, seed, caps, min_cells):
 
 def test_every_setting_of_the_study_can_be_split():
     study = s.load_study()
-    assert set(study.settings) == {"S1", "S2", "S3", "S5b", "S6_5", "S6_20", "S1sub", "S3sub"}
+    assert set(study.settings) == {"S1", "S2", "S3", "S5b", "S6_5", "S6_20", "S1sub", "S2sub", "S3sub", "S5bsub"}
     data = os.environ.get("SCINTERP_DATA")
     if not data:
         pytest.skip("SCINTERP_DATA is not set: the real cells are not here")

@@ -232,7 +232,7 @@ def _state(self: ScInterpreter) -> dict:
 @patch
 def _notes(self: ScInterpreter) -> dict:
     "What else was learnt, as JSON: the answers, the course of training, the backbone and its hash"
-    backbone, = self.reader_.backbone; named = backbone and dict(name=backbone.name, revision=backbone.revision, sha256=backbone.sha256, precision=str(backbone.dtype))
+    backbone, = self.reader_.backbone; named = backbone and dict(name=backbone.name, revision=backbone.revision, sha256=backbone.sha256, precision=str(backbone.dtype), attention=backbone.attention)
     return dict(questions=self.question_classes_, history=self.history_.to_dict('records'), training=self.training_, backbone=named)
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #05ffb09d
@@ -243,6 +243,7 @@ def _restore(self: ScInterpreter, state: dict, notes: dict):
     kept = notes['backbone'] or {}; precision = {'torch.bfloat16': 'bf16', 'torch.float32': 'fp32'}.get(kept.get('precision')) # as in training, on whatever machine
     with torch.random.fork_rng(): self._build([len(self.classes_), *map(len, self.question_classes_.values())], precision)
     backbone, = self.reader_.backbone; self.reader_.to(backbone.device if backbone else self.device or 'cpu')
+    if kept.get('attention'): backbone.attend_by(kept['attention']) # timing it anew could choose the other, and the last digits with it
     if backbone is not None and backbone.sha256 != notes['backbone']['sha256']: raise InputError(f'{backbone.name} is not the model that was read with in training (its SHA-256 differs): get that revision again, or fit anew')
     own = {n.removeprefix('reader.'): torch.from_numpy(a) for n, a in state.items() if n.startswith('reader.')}; self.reader_.load_state_dict(own, strict=False); self.reader_.eval()
     with torch.no_grad():
