@@ -29,7 +29,7 @@ from ..core import DataError, InputError, atomic_path, cache_dir, code_sha256, d
 from ..evaluate.comparisons import comparison_table, holm
 from ..evaluate.metrics import score_table
 from ..methods.controls import TABLE_CONTROLS
-from ..methods.protocol import Method
+from ..methods.protocol import PASSING, Method
 from .experiment import embedded, expression_sha256, fit_and_answer, gene_table, machine, make_method, method_entry, separation_rows, versions
 from .results import COLUMNS, read_results, write_results
 from ..text.descriptions import describe
@@ -231,7 +231,7 @@ def peak_mb() -> float:
     except (OSError, StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1024**2 if sys.platform == 'darwin' else 1024)
 
 # %% ../../nbs/run/22_study.ipynb #9f9060c0
-_NOT_SETTINGS = ('table', 'progress', 'device', 'seed', 'checkpoint') # of a method: they do not decide its answers, or are recorded on their own
+_NOT_SETTINGS = ('table', 'seed', *PASSING) # of a method: they do not decide its answers, or are recorded on their own
 
 def _plain(value): return json.loads(json.dumps(value, default=str))
 
