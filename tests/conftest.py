@@ -25,6 +25,11 @@ def pytest_configure(config):
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = tempfile.mkdtemp(prefix="hypothesis-")  # not in the folder a notebook runs in
 
 
+def pytest_make_parametrize_id(val):
+    "No bytes in the name of a test: packed ones hold the time, so that two workers would collect different tests"
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items):
     "The longest first, so that two workers end together"
     items.sort(key=lambda item: -item.get_closest_marker("slow").args[0] if item.get_closest_marker("slow") else 0)
