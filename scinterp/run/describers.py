@@ -82,9 +82,9 @@ def run_describers(out, # folder for agreement.csv, geometry.csv and describers.
 
 # %% ../../nbs/run/27_describers.ipynb #55a58fff
 def agreement_rows(agreement: pd.DataFrame, encoder: str = 'minilm') -> pd.DataFrame: # method, control, metric, seed, value, lo, hi
-    "Overlap of neighbours as rows of a result table: a pair is the method, `centred` the control"
+    "Overlap of neighbours as rows of a result table: a pair stands in brackets after the encoder, `centred` as a control"
     t = agreement[agreement.encoder == encoder]
-    rows = dict(method=t.a + ' / ' + t.b, control=np.where(t.centred, 'centred', ''), metric='overlap', seed=0, value=t.overlap, lo=t.lo, hi=t.hi)
+    rows = dict(method=f'{encoder}[' + t.a + ', ' + t.b + ']', control=np.where(t.centred, 'centred', ''), metric='overlap', seed=0, value=t.overlap, lo=t.lo, hi=t.hi)
     return pd.DataFrame(rows).sort_values('method', key=lambda m: m.map({p: i for i, p in enumerate(rows['method'].unique())}), kind='stable').reset_index(drop=True)
 
 def agreement_words(agreement: pd.DataFrame, geometry: pd.DataFrame, encoder: str = 'minilm') -> str: # Markdown
