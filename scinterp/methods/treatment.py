@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST_DONORS', 'MODES', 'ZEROED', 'Contrast', 'contrast', 'gene_matrix', 'cosine_without', 'condition_means',
-           'target_scores', 'matched_genes', 'dealt_labels', 'permutation_p', 'excess_scores', 'drawn_weights',
+           'target_scores', 'matched_genes', 'dealt_labels', 'permutation_p', 'unchanged_scores', 'drawn_weights',
            'score_draws', 'scored_genes', 'treat', 'differential_genes', 'called_targets', 'as_described']
 
 # %% ../../nbs/methods/43_treatment.ipynb #49df57df
@@ -115,7 +115,7 @@ def condition_means(Y, # cells x genes
     return means
 
 # %% ../../nbs/methods/43_treatment.ipynb #fc735cf9
-def _wa_moves(X, G, block: slice) -> np.ndarray: # genes of the block x d
+def _wa_moves(X, G, block) -> np.ndarray: # genes of the block x d
     "How the mean `wa` embedding of cells moves when each gene of the block is set to zero"
     s = np.asarray(X.sum(1)).ravel(); Z = normalize(X, norm='l1') @ G; W = X[:, block].tocoo(); rest = s[W.row] - W.data; lone = rest <= 1e-12*s[W.row]
     w = sparse.csr_matrix((np.where(lone, 0, W.data/np.where(lone, 1, rest)), (W.row, W.col)), W.shape)
@@ -123,22 +123,24 @@ def _wa_moves(X, G, block: slice) -> np.ndarray: # genes of the block x d
     moved = w.T @ Z - (gene.multiply(away[:, None]) if sparse.issparse(G) else away[:, None]*gene)
     return (moved.toarray() if sparse.issparse(moved) else moved)/X.shape[0]
 
-def _wa_scores(con: Contrast, G, zeroed: str) -> np.ndarray:
-    "Cosine after each gene was set to zero, `wa`, exact"
+def _wa_scores(con: Contrast, G, zeroed: str, at) -> np.ndarray:
+    "Cosine after each gene of `at` was set to zero, `wa`, exact"
     Y = _averaged(con.X, 'wa'); a, b = (np.asarray(m @ G) for m in condition_means(Y, con.sick)); out, block = [], max(64, 8_000_000//G.shape[1])
-    for start in range(0, len(con.genes), block):
-        at = slice(start, start + block); new_b = b + _wa_moves(con.X[con.sick], G, at); new_a = a + _wa_moves(con.X[~con.sick], G, at) if zeroed == 'both' else a[None]
+    well, sick = con.X[~con.sick], con.X[con.sick]
+    for some in np.array_split(at := np.arange(len(con.genes))[at], -(-len(at)//block)):
+        new_b = b + _wa_moves(sick, G, some); new_a = a + _wa_moves(well, G, some) if zeroed == 'both' else a[None]
         size = np.linalg.norm(new_a, axis=1)*np.linalg.norm(new_b, axis=1); out.append(np.where(size > 0, (new_a*new_b).sum(1)/np.where(size > 0, size, 1), np.nan))
     return np.concatenate(out)
 
 # %% ../../nbs/methods/43_treatment.ipynb #070ddc2c
 def target_scores(con: Contrast, G, mode: str = 'aa',
-                  zeroed: str = 'disease' # in which cells: 'disease', or 'both' as in the paper
+                  zeroed: str = 'disease', # in which cells: 'disease', or 'both' as in the paper
+                  at=slice(None) # positions of the genes asked for; the others count in the means
                  ) -> np.ndarray: # one a gene
     "Change of the cosine between the conditions when each gene is set to zero"
     if zeroed not in ZEROED: raise InputError(f"zeroed must be 'disease' or 'both', not {zeroed!r}")
-    x_a, x_b = condition_means(_averaged(con.X, mode), con.sick); a, b = x_a @ G, x_b @ G; now = cosine_without(a, b, G, 0., 0.)
-    return (_wa_scores(con, G, zeroed) if mode == 'wa' else cosine_without(a, b, G, x_a*(zeroed == 'both'), x_b)) - now
+    x_a, x_b = condition_means(_averaged(con.X, mode), con.sick); a, b = x_a @ G, x_b @ G; now = cosine_without(a, b, G[at], 0., 0.)
+    return (_wa_scores(con, G, zeroed, at) if mode == 'wa' else cosine_without(a, b, G[at], x_a[at]*(zeroed == 'both'), x_b[at])) - now
 
 # %% ../../nbs/methods/43_treatment.ipynb #61614578
 def matched_genes(mean, detection, k: int = 50) -> np.ndarray: # genes x k, itself among them
@@ -185,10 +187,10 @@ def permutation_p(con: Contrast, G, mode: str = 'aa', zeroed: str = 'disease',
     return (1 + above)/(1 + n_perm*like.shape[1]), like
 
 # %% ../../nbs/methods/43_treatment.ipynb #b5ab4047
-def excess_scores(con: Contrast, G, mode: str = 'aa', zeroed: str = 'disease') -> np.ndarray: # one a gene
-    "Target score, less what it would be if the gene had the same mean in both conditions"
-    Y = _averaged(con.X, mode); x_a, x_b = condition_means(Y, con.sick); a, b, mean = x_a @ G, x_b @ G, np.asarray(Y.mean(0)).ravel()
-    return target_scores(con, G, mode, zeroed) - _score_at(a, b, G, x_a, x_b, mean, mean, zeroed == 'both')
+def unchanged_scores(con: Contrast, G, mode: str = 'aa', zeroed: str = 'disease', at=slice(None)) -> np.ndarray: # one a gene
+    "Target score that each gene would have with the same mean in both conditions"
+    Y = _averaged(con.X, mode); x_a, x_b = condition_means(Y, con.sick); a, b, mean = x_a @ G, x_b @ G, np.asarray(Y.mean(0)).ravel()[at]
+    return _score_at(a, b, G[at], x_a[at], x_b[at], mean, mean, zeroed == 'both')
 
 # %% ../../nbs/methods/43_treatment.ipynb #5f0f1a5b
 def drawn_weights(con: Contrast, n: int, seed: int = 0) -> np.ndarray: # n x cells
@@ -240,9 +242,9 @@ def treat(adata: AnnData, table, # as for `gene_matrix`; None: no text
           k: int = 50, n_perm: int = 200, n_boot: int = 200, seed: int = 0) -> pd.DataFrame:
     "Every gene as a target, the best first; raises `InputError` for a gene that is not there"
     con = contrast(adata, condition_key, control, disease, type_key, donor_key); G = gene_matrix(table, con.genes)
-    at = scored_genes(con, G, listed(genes) if genes is not None else [], min_detection); score = target_scores(con, G, mode, zeroed)[at]
+    at = scored_genes(con, G, listed(genes) if genes is not None else [], min_detection); score = target_scores(con, G, mode, zeroed, at)
     p, like = permutation_p(con, G, mode, zeroed, at, k, n_perm, seed); lo, hi = np.quantile(score_draws(con, G, mode, zeroed, at, n_boot, seed), [.025, .975], axis=0) if n_boot else (np.nan, np.nan)
-    told = pd.DataFrame(dict(gene=np.array(con.genes)[at], delta=score, lo=score + lo, hi=score + hi, p=p, excess=excess_scores(con, G, mode, zeroed)[at]) | _expression(con, at, like, score))
+    told = pd.DataFrame(dict(gene=np.array(con.genes)[at], delta=score, lo=score + lo, hi=score + hi, p=p, excess=score - unchanged_scores(con, G, mode, zeroed, at)) | _expression(con, at, like, score))
     told = told if genes is None else told[told.gene.isin(list(genes))]
     told = told.assign(q=_adjusted(told.p), drawn='cells' if donor_key is None else 'donors').sort_values('delta', ascending=False, kind='stable')
     return told.reset_index(drop=True)
@@ -256,10 +258,10 @@ def differential_genes(con: Contrast) -> pd.DataFrame: # gene, score, the highes
 
 # %% ../../nbs/methods/43_treatment.ipynb #b7d676d6
 def called_targets(con: Contrast, G, held, top, mode: str, threshold: float) -> pd.DataFrame: # gene, delta, target
-    "Scores of the `top` genes on the cells at `held`"
+    "Scores of the `top` genes, set to zero in both conditions, on the cells at `held`"
     part = Contrast(con.X[held], con.sick[held], con.genes, con.names, con.types[held], None)
     if part.sick.all() or not part.sick.any(): raise DataError(f'the {len(held)} test cells are of one condition: more cells are needed')
-    score = pd.Series(target_scores(part, G, mode, 'both'), con.genes)[list(top)].to_numpy()
+    score = target_scores(part, G, mode, 'both', [con.genes.index(g) for g in top])
     return pd.DataFrame(dict(gene=list(top), delta=score, target=score > threshold))
 
 def as_described(adata: AnnData, table, # as for `gene_matrix`, or a function from the training cells to it
