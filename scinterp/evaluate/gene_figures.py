@@ -10,7 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .pl import colour, metric_name, row_name
+from .pl import COLOURS, colour, metric_name, row_name
+
+# %% ../../nbs/evaluate/32_gene_figures.ipynb #72128eab
+_KNOWN = COLOURS | {'t-test': '#000000', 'scelmo-aa': '#0072B2'}
+def _hue(method: str, control: str = '') -> str: return '#666666' if control == 'no-text' else colour(method, _KNOWN)
 
 # %% ../../nbs/evaluate/32_gene_figures.ipynb #630ffbf7
 def rank_barcodes(table: pd.DataFrame, # method, control, rank (of a known gene, from 1), scored (how many were ranked), and score (written at the right)
@@ -18,7 +22,7 @@ def rank_barcodes(table: pd.DataFrame, # method, control, rank (of a known gene,
     "One line a ranking, one tick a known gene; returns the Axes"
     arms = list(table.groupby(['method', 'control'], sort=False)); ax = ax or plt.subplots(figsize=(7.2, .3*len(arms) + 1), layout='constrained')[1]
     for i, ((m, c), t) in enumerate(arms):
-        ax.hlines(i, 1, t.scored.max(), color='#dddddd', lw=.8, zorder=0); ax.vlines(t['rank'], i - .36, i + .36, color=colour(m), lw=1.1, alpha=.45 if c else .9)
+        ax.hlines(i, 1, t.scored.max(), color='#dddddd', lw=.8, zorder=0); ax.vlines(t['rank'], i - .36, i + .36, color=_hue(m, c), lw=1.1, alpha=.5 if c else .9)
         ax.text(1.015, i, f'{t.score.iloc[0]:.2f}', transform=ax.get_yaxis_transform(), va='center', fontsize=7.5)
     ax.set(xscale='log', xlim=(.9, table.scored.max()*1.1), xlabel=f'rank among {table.scored.max():,} genes (right: {label})'); ax.set_ylim(len(arms) - .4, -.6)
     ticks = [10**k for k in range(len(str(int(table.scored.max()))))]; ax.set_xticks(ticks, [f'{t:,}' for t in ticks]); ax.minorticks_off()
@@ -26,13 +30,13 @@ def rank_barcodes(table: pd.DataFrame, # method, control, rank (of a known gene,
     return ax
 
 # %% ../../nbs/evaluate/32_gene_figures.ipynb #613a173f
-def target_forest(table: pd.DataFrame, # gene, delta, lo, hi, known, q, other (rank without text, NaN: beyond what was kept), method; the best first
-                  ax=None, title: str = '', fdr: float = .05):
+def target_forest(table: pd.DataFrame, # gene, delta, lo, hi, known, q, control, other (rank without text, NaN: beyond what was kept), method; the best first
+                  ax=None, title: str = '', fdr: float = .05, kept: int = 40):
     "Dots with intervals, one row a gene; returns the Axes"
     ax = ax or plt.subplots(figsize=(4.2, .2*len(table) + .9), layout='constrained')[1]; scale = 10**np.floor(np.log10(max(table.hi.abs().max(), 1e-300)))
     for i, r in enumerate(table.itertuples()):
-        hue = colour(r.method) if r.q < fdr else '#999999'; ax.plot([r.lo/scale, r.hi/scale], [i, i], color=hue, lw=1.2)
-        ax.plot(r.delta/scale, i, 'o', ms=4.8, color=hue, mfc=hue if r.known else 'white', mew=1.1); ax.text(1.02, i, f'{int(r.other):,}' if r.other == r.other else 'beyond', transform=ax.get_yaxis_transform(), va='center', fontsize=7)
+        hue = _hue(r.method, r.control) if r.q < fdr else '#b0b0b0'; ax.plot([r.lo/scale, r.hi/scale], [i, i], color=hue, lw=1.2)
+        ax.plot(r.delta/scale, i, 'o', ms=4.8, color=hue, mfc=hue if r.known else 'white', mew=1.1); ax.text(1.02, i, f'{int(r.other):,}' if r.other == r.other else f'> {kept}', transform=ax.get_yaxis_transform(), va='center', fontsize=7)
     ax.axvline(0, color='#888888', lw=.7, ls=':'); ax.set_yticks(range(len(table)), table.gene, fontsize=7.5); ax.set_ylim(len(table) - .4, -.9); ax.tick_params(axis='y', length=0)
     ax.text(1.02, -.75, 'rank without text', transform=ax.get_yaxis_transform(), fontsize=6.5, color='#555555', ha='center')
     ax.set_xlabel(f'rise of the cosine, units of {scale:.0e}'); ax.set_title(title, loc='left')

@@ -205,7 +205,7 @@ def barcode_table(results: pd.DataFrame, ranks: pd.DataFrame, contrast: str = 'k
     for score, prefix in (('delta', ''), ('excess', 'excess_')):
         held = ranks[(ranks.contrast == contrast) & (ranks.score == score)]
         for m, c in _arm_order(held):
-            if score == 'excess' and not m.startswith('scelmo-aa'): continue
+            if score == 'excess' and m != 'scelmo-aa': continue
             t = held[(held.method == m) & (held.control == c)]; told.append(t.assign(method=f'{m}[excess]' if prefix else m, score=areas[m, c, f'{prefix}roc_auc']))
     return pd.concat(told, ignore_index=True)[['method', 'control', 'rank', 'scored', 'score']]
 
