@@ -3,7 +3,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["comparisons", "gene_level", "metrics", "pl", "vector_agreement"],
+    submodules=["comparisons", "gene_level", "gene_figures", "metrics", "pl", "vector_agreement"],
     submod_attrs={
         "metrics": ["scores", "score_table", "confusion_matrix", "paired_difference", "embedding_scores"],
         "comparisons": ["compare", "comparison_table"],
