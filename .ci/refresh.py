@@ -1,6 +1,7 @@
 """Refresh what is committed of a demo run (table, pictures, executed notebooks) and the outputs stored in notebooks.
 
     python .ci/refresh.py RUN_FOLDER [NOTEBOOK ...]      without names: every notebook
+    python .ci/refresh.py --study [SETTING ...]          the papers' figures on settings of the committed study
 """
 import shutil
 import subprocess
@@ -29,6 +30,19 @@ def publish(run: Path):
         shutil.copyfile(run / "notebooks" / f"{figure}.ipynb", out)
 
 
+STUDY = {"human_multistudy": "S1sub", "mouse_multistudy": "S2sub"}  # folder in nbs/results, and the setting of the study
+
+
+def publish_study(settings):
+    "Execute the figures of both papers on settings of the committed study, and show what is in them"
+    for name, setting in STUDY.items():
+        for paper in ("scinterpreter", "screader") if not settings or setting in settings else ():
+            for figure in PICTURES:
+                out = NBS / "results" / name / f"{paper}_{figure}.ipynb"
+                execute(NBS / "papers" / "scinterpreter" / f"{figure}.ipynb", out, dict(paper=paper, setting=setting))
+                print(out.relative_to(NBS), f"{out.stat().st_size / 1000:.0f} kB", flush=True)
+
+
 def sources() -> list[Path]:
     "Notebooks whose outputs are made by running them as they are"
     books = sorted(p for p in NBS.rglob("*.ipynb") if not any(q[0] in "._" for q in p.relative_to(NBS).parts))
@@ -49,6 +63,9 @@ def store_outputs(path: Path):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--study"]:
+        publish_study(sys.argv[2:])
+        sys.exit()
     run, *books = map(Path, sys.argv[1:])
     publish(run)
     for book in [b.resolve() for b in books] or sources():

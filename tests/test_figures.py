@@ -1,13 +1,18 @@
 """Pages of a study: every label at its row, what is missing said, and verdicts that are those of `evaluate`."""
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scinterp.evaluate import pl
 from scinterp.evaluate.comparisons import VERDICTS, verdict
+from scinterp.evaluate.metrics import confusion_matrix
+from scinterp.run.report import claim, figure_run, page_note, panel_answers, panels
+from scinterp.run.study import load_study
 from scinterp.run.study_report import changed_answers, language_answer, not_run, over_seeds, spoken, study_report, tally, target_words
 
 
@@ -133,6 +138,69 @@ def test_names_keep_their_order_and_their_distance(heights, gap):
     at = pl.spread(heights, gap)
     order = np.argsort(heights, kind="stable")
     assert (np.diff(at[order]) >= gap - 1e-9).all() and np.mean(at) == pytest.approx(np.mean(heights), abs=1e-9)
+
+
+# figures of a paper
+
+PAGE = 7.2  # inches, the width of a page's text
+
+
+@pytest.mark.parametrize("n", [15, 37, 50])
+def test_types_are_at_their_rows_and_readable_on_a_page(n):
+    types = [f"a type of cells with a long name, number {i:02}" for i in range(n)]
+    moved = np.roll(np.eye(n), 1, axis=1)  # every type is taken for the next
+    fig = pl.confusion_panels({m: pd.DataFrame(moved, types, types) for m in ("lr-hvg", "genept-w", "scinterpreter")})
+    fig.canvas.draw()
+    scale = min(1, PAGE / fig.get_figwidth())
+    for ax in fig.axes[:3]:
+        drawn = ax.collections[0].get_array().reshape(n, n)
+        columns, rows = ([t.get_text() for t in axis.get_ticklabels()] for axis in (ax.xaxis, ax.yaxis))
+        assert columns == types and rows in (types, []), "labels are not in their order"
+        for i in range(n):
+            assert columns[int(np.argmax(drawn[i]))] == types[(i + 1) % n]
+        size = ax.xaxis.get_ticklabels()[0].get_fontsize()
+        room = ax.get_window_extent().height / n * 72 / fig.dpi  # points a row
+        assert size * scale >= 4.5 and room >= 0.9 * size, f"{n} types: {size * scale:.1f} points on a page, {room:.1f} a row"
+
+
+def test_panels_stand_in_one_order_whatever_the_answers_are():
+    run = figure_run("S1sub")
+    answers = panel_answers(run).sample(frac=1, random_state=0)
+    labels = sorted({*answers.true, *answers.predicted})
+    for m, own in answers.groupby("method"):
+        matrix = confusion_matrix(own.true, own.predicted, labels, normalize=True)
+        assert list(matrix.index) == list(matrix.columns) == labels
+        a, b = own.true.value_counts().index[:2]
+        mine = own[own.true == a]
+        assert matrix.loc[a, b] == pytest.approx((mine.predicted == b).mean())
+    seeds = answers.groupby("method").seed.unique().map(sorted)
+    assert all(s == seeds.iloc[0] for s in seeds), "panels are of other seeds"
+    assert set(answers.method) <= set(panels(run, "confusion"))
+
+
+@pytest.mark.parametrize("figure", ["fig2_performance", "fig3_confusion", "fig4_umap"])
+def test_prose_of_a_figure_names_no_paper_by_itself(figure):
+    cells = nbformat.read(ROOT / "nbs" / "papers" / "scinterpreter" / f"{figure}.ipynb", 4).cells
+    prose = " ".join(c.source for c in cells if c.cell_type == "markdown") + " ".join(line for c in cells for line in c.source.splitlines() if line.startswith("#| fig-"))
+    assert "scInterpreter" not in prose and "scReader" not in prose
+    for paper, name, other in (("scinterpreter", "scInterpreter", "scReader"), ("screader", "scReader", "scInterpreter")):
+        assert claim(paper, figure.split("_")[0]).startswith(f"**{name}") and other not in claim(paper, figure.split("_")[0])
+
+
+def test_a_composite_is_called_a_substitute_wherever_it_is_drawn():
+    study = load_study()
+    for name, setting in study.settings.items():
+        if setting.dataset.endswith("_multistudy"):
+            assert setting.stands_for in ("HUMAN-10k", "MOUSE-13k")
+            assert page_note(figure_run(name)).startswith(f"> **A substitute.** {setting.stands_for}")
+
+
+@pytest.mark.parametrize("book", sorted((ROOT / "nbs" / "results").glob("*_multistudy/*.ipynb")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_committed_pages_are_small_and_whole(book):
+    assert book.stat().st_size < 300_000
+    cells = nbformat.read(book, 4).cells
+    shown = " ".join(str(o) for c in cells if c.cell_type == "code" for o in c.outputs)
+    assert "image/png" in shown and "A substitute." in shown and "Traceback" not in shown
 
 
 # what is committed

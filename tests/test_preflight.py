@@ -285,3 +285,10 @@ def test_backed_cells_are_not_normalised_by_accident(tmp_path):
     cells().write_h5ad(tmp_path / "cells.h5ad")
     with pytest.raises(DataError, match="to_memory"):
         log_normalised(ad.read_h5ad(tmp_path / "cells.h5ad", backed="r"))
+
+
+def test_cells_of_two_species_are_refused_in_words_that_say_why():
+    cells = load("demo")
+    cells.uns["scinterp_source"] = {**cells.uns["scinterp_source"], "species": "human+mouse"}
+    with pytest.raises(DataError, match="of human and mouse side by side .*, and a pre-flight is of one species: look at the sets they were joined from"):
+        preflight(cells)

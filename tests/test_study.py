@@ -247,6 +247,30 @@ def test_verify_fails_loudly_on_an_altered_answer(own):
     assert s.main(["--setting", "S", "--methods", "knn-pca", "--out", str(own.parent), "--verify"], TOY, str) == 1
 
 
+def test_a_map_is_of_the_arm_that_is_recorded(own):
+    s.map_study(TOY, "S", ["knn-pca"], seed=1, out=own.parent, say=str)
+    before = s.study_maps(own)
+    assert set(before.embedding) == {"knn-pca"} and len(before) == 60 and before.cell_type.notna().all()
+    consistently_altered(own, ("knn-pca", "", 1))
+    with pytest.raises(InputError, match="does not come out as recorded .2 of 60 cells differ., so its map"):
+        s.map_study(TOY, "S", ["knn-pca"], seed=1, out=own.parent, say=str)
+    pd.testing.assert_frame_equal(s.study_maps(own), before)
+
+
+def test_loadings_come_from_training_cells_and_controls_leave_them():
+    plan = s.Plan("genept-w[both]", vectors="text+loadings", controls=("permuted-text",))
+    bench = s.Bench(replace(TOY, plans={plan.label: plan}), TOY.settings["S"])
+    split = bench.split(plan, 0)
+    dense = bench.cells[split.train].X.toarray().astype(float)
+    first = np.linalg.svd(dense - dense.mean(0), full_matrices=False)[2][0]
+    learnt = bench.loadings(plan, 0).vectors[:, 0]
+    assert abs(np.corrcoef(first, learnt)[0, 1]) > 0.999
+    words = bench.text_table(plan).dim
+    with_, without = (bench.method(plan, c, 0).table.vectors for c in ("", "permuted-text"))
+    assert np.array_equal(with_[:, words:], without[:, words:]) and not np.array_equal(with_[:, :words], without[:, :words])
+    assert bench.identity(plan, "", 0) != bench.identity(replace(plan, vectors="text"), "", 0)
+
+
 def test_verify_refuses_what_was_run_on_something_else(own):
     other = replace(TOY, settings={"S": replace(TOY.settings["S"], caps=dict(test=40))})
     with pytest.raises(InputError, match="was run on other cells, splits or texts"):

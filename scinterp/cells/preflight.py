@@ -25,6 +25,7 @@ from .labels import label_problem
 from .matrices import Scan, scan
 from .nomenclature import bundled_genes, gene_names
 from .normalise import denial, expression_state, log_base_by_ratios, parse_state, state_of
+from .two_species import BOTH
 from ..core import DataError, InputError
 
 # %% ../../nbs/cells/25_preflight.ipynb #ac8b49dc
@@ -141,6 +142,7 @@ def _species_of_columns(var: pd.DataFrame) -> dict[str, str]:
 def _check_species(genes, told: str, stated: str, var: pd.DataFrame) -> tuple[str, Finding]:
     "The species to go on with, and what is to be said about it"
     says, seen = told or stated, guess_species(genes); shown = ', '.join(map(_shown, list(genes)[:3]))
+    if says == BOTH: raise DataError('the genes of these cells are of human and mouse side by side (human:CD3D, mouse:Cd3d), and a pre-flight is of one species: look at the sets they were joined from')
     if says and says not in SPECIES: raise DataError(f"species must be one of {', '.join(SPECIES)}, not {says!r}: pass species=")
     if says and seen and seen != says:
         return says, Finding('species', 'problem', f'{"you say" if told else "the file says"} {says}, but the genes are written as those of {seen} ({shown}, ...)',

@@ -26,7 +26,7 @@ COLOURS = dict(zip(('majority', 'lr-hvg', 'knn-pca', 'genept-w', 'scelmo-wa', 's
                    ('#999999', '#000000', '#56B4E9', '#E69F00', '#009E73', '#0072B2', '#CC79A7', '#D55E00'))) | {
     'minilm': '#0072B2', 'text-length': '#999999', 'label-text': '#0072B2', 'lexical': '#E69F00', 'text-similarity': '#009E73'}
 _SPARE = ('#CC79A7', '#D55E00', '#E69F00')
-MARKS = {'': ('o', '-'), 'no-llm': ('s', '--'), 'random-llm': ('D', ':'), 'random-table': ('^', '-.'), 'permuted-text': ('v', (0, (1, 3)))} # of a control: dot and line
+MARKS = {'': ('o', '-'), 'no-llm': ('s', '--'), 'random-llm': ('D', ':'), 'random-table': ('^', '-.'), 'permuted-text': ('v', (0, (1, 3))), 'paired-random': ('P', (0, (5, 2)))} # of a control: dot and line
 STYLE = {'font.size': 9, 'axes.titlesize': 10, 'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
          'figure.dpi': 100, 'savefig.dpi': 150, 'svg.fonttype': 'none', 'svg.hashsalt': 'scinterp', 'axes.titlelocation': 'left'}
 
@@ -41,18 +41,18 @@ def row_name(method: str, control: str = '') -> str:
     return f'{method}+{control}' if control else method
 
 # %% ../../nbs/evaluate/20_plots.ipynb #8bbdec96
-def shown(fig) -> Image:
-    "A figure as a small picture for a notebook; closes the figure"
+def shown(fig, colours: int = 64) -> Image:
+    "A figure as a small picture for a notebook, in up to 256 colours; closes the figure"
     from PIL import Image as Picture
     full, small = io.BytesIO(), io.BytesIO(); fig.savefig(full, format='png', dpi=100, bbox_inches='tight', facecolor='white', metadata={'Software': None}); plt.close(fig)
-    Picture.open(full).convert('RGB').quantize(64, dither=Picture.Dither.NONE).save(small, 'PNG', optimize=True)
+    Picture.open(full).convert('RGB').quantize(colours, dither=Picture.Dither.NONE).save(small, 'PNG', optimize=True)
     return Image(data=small.getvalue(), format='png')
 
 # %% ../../nbs/evaluate/20_plots.ipynb #5d377161
 def _summary(table: pd.DataFrame) -> pd.DataFrame:
     "Mean over splits of value and interval, one row a method and control, in the order of the table"
     t = table.assign(control=table.control.fillna(''))
-    return t.groupby(['method', 'control'], sort=False)[['value', 'lo', 'hi']].mean().reset_index()
+    return t.groupby(['method', 'control'], sort=False).agg(value=('value', 'mean'), lo=('lo', 'mean'), hi=('hi', 'mean'), splits=('value', 'size'), most=('value', 'max')).reset_index()
 
 # %% ../../nbs/evaluate/20_plots.ipynb #e4745b28
 def performance_bars(table: pd.DataFrame, # result table: method, control, metric, seed, value, lo, hi
@@ -62,7 +62,8 @@ def performance_bars(table: pd.DataFrame, # result table: method, control, metri
     ax = ax or plt.subplots(figsize=(5, .3*len(rows) + .8))[1]
     for i, r in rows.iterrows():
         ax.barh(i, r.value, height=.72, color=colour(r.method), alpha=.4 if r.control else 1, hatch='////' if r.control else None, edgecolor='white', lw=0)
-        ax.text(max(r.value, r.hi) + .025, i, f'{r.value:.2f}', va='center', fontsize=7.5)
+        few = f' ({r.splits:.0f})' if r.splits < rows.splits.max() else '' # of the splits that others have
+        ax.text(np.nanmax([r.most, r.hi]) + .025, i, f'{r.value:.2f}' + few, va='center', fontsize=7.5)
     ax.errorbar(rows.value, at, xerr=np.clip([rows.value-rows.lo, rows.hi-rows.value], 0, None), fmt='none', ecolor='#444444', elinewidth=.9, capsize=2)
     if t.seed.nunique() > 1: _dots(ax, t, rows)
     ax.set_yticks(at, [row_name(m, c) for m, c in zip(rows.method, rows.control)]); ax.invert_yaxis()
@@ -238,13 +239,20 @@ def confusion_heatmap(matrix: pd.DataFrame, ax=None, title: str = '', ylabels: b
     return ax
 
 # %% ../../nbs/evaluate/20_plots.ipynb #a510235a
+def _empty():
+    "A figure that says that there is nothing to draw yet"
+    fig, ax = plt.subplots(figsize=(4, .6)); ax.text(.5, .5, NOT_RUN, transform=ax.transAxes, ha='center', va='center', color='#767676', style='italic'); ax.axis('off')
+    return fig
+
 def confusion_panels(matrices: dict[str, pd.DataFrame]):
     "Confusion matrices side by side, by title; raises `ValueError` if their labels differ; returns the Figure"
+    if not matrices: return _empty()
     first = next(iter(matrices.values())); n = len(first)
     if any(list(m.index) != list(first.index) for m in matrices.values()): raise ValueError('the matrices must have the same labels in the same order')
-    many = n > MANY; k = len(matrices); size = (.098*n + 2.6, (.098*n + 1.9)*k) if many else ((.3*n + .3)*k + 2.2, .3*n + 2.2) # many types: one under the other, as wide as a page
-    fig, axes = plt.subplots(*((k, 1) if many else (1, k)), figsize=size, layout='constrained', squeeze=False)
-    for i, (ax, (title, m)) in enumerate(zip(axes.flat, matrices.items())): confusion_heatmap(m, ax, title, ylabels=many or i == 0)
+    many = n > MANY; k = len(matrices); wide = (.3*n + .3)*k + 2.2; under = many or wide > 13 # one under the other, where letters would be too small on a page
+    size = (.098*n + 2.6, (.098*n + 1.9)*k) if many else (.3*n + 2.5, (.3*n + 2.2)*k) if under else (wide, .3*n + 2.2)
+    fig, axes = plt.subplots(*((k, 1) if under else (1, k)), figsize=size, layout='constrained', squeeze=False)
+    for i, (ax, (title, m)) in enumerate(zip(axes.flat, matrices.items())): confusion_heatmap(m, ax, title, ylabels=under or i == 0)
     return fig
 
 # %% ../../nbs/evaluate/20_plots.ipynb #5dc10870
@@ -254,11 +262,13 @@ def type_palette(types) -> dict[str, tuple]:
     return dict(zip(types, base))
 
 def umap_panels(table: pd.DataFrame): # embedding, x, y, cell_type, part ('train' or 'test')
-    "One map an embedding, in the order of the table; returns the Figure"
+    "One map an embedding, in the order of the table, two a row from four on; returns the Figure"
     names = list(dict.fromkeys(table.embedding)); colours = type_palette(table.cell_type)
-    many = len(colours) > MANY; height = 3.1 + .16*-(-len(colours)//4) if many else 3.9
-    fig, axes = plt.subplots(1, len(names), figsize=(2.9*len(names), height), layout='constrained', squeeze=False); number = {t: f'{i} ' if many else '' for i, t in enumerate(colours, 1)}
-    for ax, name in zip(axes[0], names):
+    if not names: return _empty()
+    many = len(colours) > MANY; k = len(names) if len(names) < 4 else 2; lines = -(-len(names)//k); legend = .16*-(-len(colours)//4) if many else .8
+    fig, axes = plt.subplots(lines, k, figsize=(8.7 if lines > 1 else 2.9*k, (4.2 if lines > 1 else 3.1)*lines + legend), layout='constrained', squeeze=False); number = {t: f'{i} ' if many else '' for i, t in enumerate(colours, 1)}
+    for ax in axes.flat[len(names):]: ax.remove()
+    for ax, name in zip(axes.flat, names):
         _map(ax, part := table[table.embedding == name], colours, name)
         if many: _numbers(ax, part, number)
     marks = [plt.Line2D([], [], marker='o', ls='', ms=5, color=c, label=number[t] + t) for t, c in colours.items()]

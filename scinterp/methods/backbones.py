@@ -15,8 +15,8 @@ import torch
 from fastcore.basics import patch
 from torch.nn import functional as F
 
-from ..core import InputError, ModelError
-from ..text.encoders import (MINILM_SHA256, MODEL_FILES, PRECISIONS, _check_model, _device, _one_of, bf16_is_fast, folder_sha256, hub_folder,
+from ..core import InputError, ModelError, one_of
+from ..text.encoders import (MINILM_SHA256, MODEL_FILES, PRECISIONS, _check_model, _device, bf16_is_fast, folder_sha256, hub_folder,
                                     minilm_path, open_model, open_tokenizer)
 
 # %% ../../nbs/methods/45_backbones.ipynb #c77f7009
@@ -43,7 +43,7 @@ def _could_be_an_id(name, what):
 def frozen_precision(precision: str | None = None, # 'fp32' or 'bf16'; default: bf16 where it is fast
                      device: str = 'cpu') -> torch.dtype:
     "The type of weights that are not trained"
-    precision = _one_of('precision', precision or 'auto', PRECISIONS)
+    precision = one_of('precision', precision or 'auto', PRECISIONS)
     if precision == 'auto': precision = 'bf16' if bf16_is_fast(device) else 'fp32'
     return torch.bfloat16 if precision == 'bf16' else torch.float32
 
@@ -295,7 +295,7 @@ def load_backbone(name: str, # one of the table above
     "The frozen language model of that name; raises `ModelError` if it cannot be had or used"
     if name == 'none': return None
     device = _device(device or 'auto'); dtype = frozen_precision(precision, device)
-    if attention: _one_of('attention', attention, ATTENTIONS)
+    if attention: one_of('attention', attention, ATTENTIONS)
     make = _drawn if name == 'tiny-llama' or name.startswith('random:') else _stored
     model, *source = make(name.removeprefix('random:'), revision, seed, dtype, _quantised(quantise, dtype, device, name))
     if layers is not None: leave_after(model, layers, name)
@@ -330,7 +330,7 @@ def _quantised(quantise, dtype, device, name) -> dict:
     "Options of `from_pretrained`; raises `InputError` where weights cannot be quantised"
     from importlib.util import find_spec
     if not quantise: return {}
-    _one_of('quantisation', quantise, ('8bit', '4bit'))
+    one_of('quantise', quantise, ('8bit', '4bit'))
     if name.startswith('random:') or name == 'tiny-llama': raise InputError(f'{name} is drawn, and only weights of a file are quantised: leave quantise= out')
     if not device.startswith('cuda'): raise InputError(f'quantise={quantise!r} needs an NVIDIA GPU, and the device is {device}: leave it out')
     if not find_spec('bitsandbytes'): raise InputError(f'quantise={quantise!r} needs bitsandbytes: pip install bitsandbytes')

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import InputError
-from .reader import Reader, one_of
+from ..core import InputError, one_of
+from .reader import Reader
 from .scinterpreter import ScInterpreter
 from .training import enough_memory
 

@@ -9,6 +9,7 @@ __all__ = ['TABLE_CONTROLS', 'BACKBONE_CONTROLS', 'CONTROLS', 'with_control']
 from ..core import InputError
 from .protocol import Method, clone
 from ..text.gene_tables import GeneTable
+from ..text.joint_tables import paired_random
 
 # %% ../../nbs/methods/60_controls.ipynb #50b17651
 def _rebuilt(table: GeneTable, **change) -> GeneTable:
@@ -23,6 +24,7 @@ def _rebuilt(table: GeneTable, **change) -> GeneTable:
 TABLE_CONTROLS = {
     'random-table': lambda table, seed: table.random(seed),
     'permuted-text': lambda table, seed: table.permuted(seed),
+    'paired-random': paired_random,
     'symbol-only': lambda table, seed: _rebuilt(table, source='symbol'),
     'tfidf': lambda table, seed: _rebuilt(table, encoder='tfidf')}
 BACKBONE_CONTROLS = {'no-llm': lambda name: 'none', 'random-llm': lambda name: f'random:{name}'}

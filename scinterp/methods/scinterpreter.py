@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..core import DataError, InputError
+from ..core import DataError, InputError, one_of
 from .backbones import load_backbone
 from .gene_order import GeneOrder
 from .protocol import Method, gene_vectors
-from .reader import Reader, one_of
+from .reader import Reader
 from .training import Plan, Sequences, Trainer, in_batches, read_scores
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #e51ac73d

@@ -24,8 +24,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..core import InputError, ModelError, atomic_path, code_sha256, digest, write_json
-from .reader import Reader, one_of
+from ..core import InputError, ModelError, atomic_path, code_sha256, digest, one_of, write_json
+from .reader import Reader
 
 # %% ../../nbs/methods/49_training.ipynb #7243a42e
 OPTIMISERS = dict(adamw=torch.optim.AdamW, adam=torch.optim.Adam)

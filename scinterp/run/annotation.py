@@ -19,7 +19,7 @@ from ..cells.files import read_cells
 from ..cells.preflight import Preflight, preflight
 from ..cells.splits import random_split
 from ..core import DataError, InputError, atomic_path, check_target, file_sha256
-from ..evaluate.metrics import score_table
+from ..evaluate.metrics import paired_difference, score_table
 from ..methods import tl
 from ..methods.certainty import fewest_cells
 from ..methods.controls import BACKBONE_CONTROLS
@@ -84,12 +84,13 @@ def control_arms(label: str, method: Method) -> list[tuple[str, str]]:
     return [*((label, c) for c in own), *((m, '') for m in ('lr-hvg', 'majority') if m != label)]
 
 def _compared(label: str, method: Method, cells: AnnData, parts, seed: int, settings: dict, say) -> list[dict]:
-    "Scores of the method, of its controls and of the baselines on the same held-out cells"
-    train, val, held = parts; rows = [dict(method=label, control='', **_held_out(method, cells[held]))]
+    "Scores of the method, of its controls and of the baselines on the same held-out cells, and the paired `difference` of the method to each"
+    train, val, held = parts; rows = [dict(method=label, control='', **_held_out(method, cells[held]))]; true, mine = cells.obs['cell_type'].astype(str).to_numpy()[held], method.predict(cells[held])
     for name, control in control_arms(label, method):
         say(f"fitting {'+'.join(filter(None, (name, control)))} to compare with")
         other = make_method(name, getattr(method, 'table', None), control, seed, **(settings if name == label else {}))
-        other.fit(cells[train], validation=cells[val] if len(val) else None); rows.append(dict(method=name, control=control, **_held_out(other, cells[held])))
+        other.fit(cells[train], validation=cells[val] if len(val) else None); apart = paired_difference(true, mine, other.predict(cells[held]))
+        rows.append(dict(method=name, control=control, **_held_out(other, cells[held]), difference=[round(apart[k], 4) for k in ('value', 'lo', 'hi')]))
     return rows
 
 # %% ../../nbs/run/35_annotation.ipynb #86cbd284

@@ -63,9 +63,10 @@ def _about_controls(model: Method) -> str:
     rows = model.about.get('compared')
     if not hasattr(model, 'table'): return ''
     if not rows: return 'Whether the words of this model matter is not known: its controls were not fitted (scinterp fit --controls does).'
-    mine, controls = rows[0], [r for r in rows if r['control']]; best = max(controls, key=lambda r: r['macro_f1'][0])
-    apart = best['macro_f1'][2] < mine['macro_f1'][0] and best['macro_f1'][0] < mine['macro_f1'][1]
-    return (f"The best of its controls ({best['control']}) reached a macro-F1 of {best['macro_f1'][0]:.2f}, the model itself {mine['macro_f1'][0]:.2f}, on the same {mine['n']:,} held-out cells: "
+    mine, controls = rows[0], [r for r in rows if r['control']]
+    if any('difference' not in r for r in controls): return 'Whether the words of this model matter is not known: it was compared with its controls by an older version, which did not pair the cells (fit it again).'
+    least = min(controls, key=lambda r: r['difference'][1]); apart = least['difference'][1] > 0
+    return (f"On the same {mine['n']:,} held-out cells the macro-F1 of the model is {mine['macro_f1'][0]:.2f}, and differs least surely from that of {least['control']}, by {'{:+.2f} [{:+.2f}, {:+.2f}]'.format(*least['difference'])}: "
             + ('the words are likely to matter here.' if apart else 'that the words matter is not shown here.'))
 
 def _compared_table(rows: list) -> str:

@@ -91,7 +91,7 @@ class Experiment:
 # %% ../../nbs/run/20_experiment.ipynb #e03e5d8f
 def load_experiment(paper: str, dataset: str = 'demo', profile: str = 'smoke', seeds=None) -> Experiment:
     "The experiment of `data/configs/<paper>.toml` under one of its profiles; raises `InputError` if there is none"
-    config = tomllib.loads(shipped('configs', f'{paper}.toml').read_text()); profiles = config.pop('profiles')
+    config = tomllib.loads(shipped('configs', f'{paper}.toml').read_text()); profiles = config.pop('profiles'); config.pop('page', None) # its words decide no number
     if profile not in profiles: raise InputError(f"no profile {profile!r} for {paper}: choose one of {', '.join(profiles)}")
     chosen = profiles[profile] | ({'seeds': list(seeds)} if seeds is not None else {}); own = chosen.pop('settings', {})
     common = config.pop('settings', {}); settings = {m: common.get(m, {}) | own.get(m, {}) for m in sorted({*common, *own})}

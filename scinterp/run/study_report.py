@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CURVES', 'DIRECTIONS', 'WITH', 'StudyReport', 'study_report', 'as_arm', 'over_seeds', 'not_run', 'panels_of',
-           'pairs_of', 'together', 'tally', 'spoken', 'language_answer', 'ways_words', 'changed_answers', 'gates_card',
-           'gate_words', 'target_words', 'full_depth', 'curve_words']
+           'pairs_of', 'together', 'tally', 'holm_words', 'spoken', 'language_answer', 'ways_words', 'changed_answers',
+           'gates_card', 'gate_words', 'target_words', 'full_depth', 'curve_words', 'StudyRun', 'study_run']
 
 # %% ../../nbs/run/26_study_report.ipynb #3ab060c3
 import json, re
@@ -19,10 +19,11 @@ from fastcore.basics import patch
 from scipy import stats
 
 from ..core import InputError, shipped
-from ..evaluate.comparisons import VERDICTS, holm, sentence
+from ..evaluate.comparisons import VERDICTS, comparison_table, holm, sentence
 from ..evaluate.pl import NOT_RUN, row_name
-from .experiment import METHODS
-from .study import Plan, Study, load_study, read_stored, study_comparisons
+from .experiment import METHODS, Experiment, load_experiment
+from .results import COLUMNS
+from .study import Plan, Study, load_study, read_stored, study_comparisons, study_maps
 from ..text.encoders import minilm_path
 
 # %% ../../nbs/run/26_study_report.ipynb #6d5c3125
@@ -129,6 +130,11 @@ def tally(table: pd.DataFrame) -> str:
     counts = table.verdict.value_counts(); run = int(table.value.notna().sum()); rest = len(table) - run
     said = ', '.join(f'{v} in {counts[v]}' for v in VERDICTS if v in counts) + f" of {run} comparison{'s'*(run != 1)}" if run else ''
     return '; '.join(filter(None, [said, f'{rest} {NOT_RUN}' if rest else '']))
+
+def holm_words(table: pd.DataFrame) -> str:
+    "How many differences are above or below zero after Holm's correction"
+    sure = table[table.p_holm < .05]; up, down = int((sure.value > 0).sum()), int((sure.value < 0).sum())
+    return f"after Holm's correction {up} above and {down} below"
 
 def spoken(table: pd.DataFrame, margin: float = .01) -> str: # Markdown, one line a comparison that was run
     "The comparisons in words"
@@ -290,6 +296,68 @@ def curve_words(table: pd.DataFrame, title=str, thing: str = '') -> str: # Markd
         if len(mean) > 1: lines.append(f"- *{title(s)}*, `{row_name(m, c)}`: {at(mean.index[0])}, {at(mean.index[-1])}" + (f'; highest {at(mean.idxmax())}' if mean.idxmax() not in (mean.index[0], mean.index[-1]) else ''))
     return '\n'.join(lines) or f'This curve is {NOT_RUN}.'
 
+# %% ../../nbs/run/26_study_report.ipynb #d0c0a019
+@dataclass
+class StudyRun:
+    "One setting of a study, as the figures of a paper read it"
+    report: StudyReport
+    setting: str
+    experiment: Experiment # what the paper's config compares, and which panels it wants
+
+    @cached_property
+    def arms(self) -> list[str]: return [row_name(m['name'], c) for m in self.experiment.methods for c in ('', *m.get('controls', ()))]
+    @cached_property
+    def stored(self): return read_stored(self.report.out/self.setting)
+    @cached_property
+    def maps(self) -> pd.DataFrame: # of the wanted ones, in that order
+        table = study_maps(self.report.out/self.setting); place = {m: i for i, m in enumerate(self.wanted_maps)}
+        return table.assign(at=table.embedding.map(place)).dropna(subset='at').sort_values('at', kind='stable').drop(columns='at')
+
+    @property
+    def wanted_maps(self) -> list[str]: # 'expression' is the principal components of `knn-pca`; the reader stands beside its own without a language model
+        named = ['knn-pca' if m == 'expression' else m for m in self.experiment.maps]
+        return [*named, f'{self.experiment.paper}+no-llm'] if self.experiment.paper in named else named
+
+    def _of_page(self, table: pd.DataFrame) -> pd.DataFrame:
+        "Rows of the arms of the page, in its order"
+        place = {as_arm(a): i for i, a in enumerate(self.arms)}; at = [place.get(k, -1) for k in zip(table.method, table.control)]
+        return table.assign(at=at).query('at >= 0').sort_values(['at', 'seed'], kind='stable').drop(columns='at').reset_index(drop=True)
+
+    @cached_property
+    def results(self) -> pd.DataFrame: return self._of_page(self.stored.results) if self.stored.arms else pd.DataFrame(columns=COLUMNS)
+    @cached_property
+    def predictions(self) -> pd.DataFrame: return self._of_page(self.stored.predictions) if self.stored.arms else pd.DataFrame(columns=['method', 'control', 'seed', 'cell', 'true', 'predicted', 'confidence'])
+
+def study_run(setting: str, paper: str = 'scinterpreter', out: str = '', study: str = 'interpreter') -> StudyRun:
+    "A setting of a study for the figures of a paper; raises `InputError` if the study has no such setting"
+    report = study_report(study, out)
+    if setting not in report.study.settings: raise InputError(f"{study} has no setting {setting!r}: choose from {', '.join(report.study.settings)}")
+    return StudyRun(report, setting, load_experiment(paper, report.study.settings[setting].dataset, 'cpu', report.study.seeds))
+
+# %% ../../nbs/run/26_study_report.ipynb #515a35b9
+@patch
+def panel_answers(self: StudyRun, methods) -> pd.DataFrame: # of `predictions`
+    "Answers of the methods that were run, on the seeds that all of them have"
+    answers = self.predictions; answers = answers[(answers.control == '') & answers.method.isin(methods)]; run = answers.groupby('seed').method.nunique()
+    return answers[answers.seed.isin(run.index[run == answers.method.nunique()])]
+
+@patch
+def compared(self: StudyRun, method: str) -> pd.DataFrame: # as of `StudyReport.compared`
+    "A method against the baselines and its own controls"
+    own = [as_arm(a)[1] for a in self.arms if as_arm(a)[0] == method and as_arm(a)[1]]
+    return self.report.compared(pairs_of(method, [*(m for m in ('lr-hvg', 'knn-pca', 'genept-w') if m != method), *('+' + c for c in own)]), [self.setting])
+
+@patch
+def cells_note(self: StudyRun) -> str: # Markdown
+    "What the cells are, whose place they take, and what was not run on them"
+    at = self.report.study.settings[self.setting]; about = self.stored.about; lines = []
+    if at.stands_for: lines.append(f'> **A substitute.** {at.stands_for} was not released. In its place stands `{at.dataset}`, a composite of public studies with other cells and other types: no number here can be compared with one that was printed.')
+    if about:
+        sizes = next((d.record for (m, c, _), d in self.stored.arms.items() if row_name(m, c) in self.arms), next(iter(self.stored.arms.values())).record)['cells']; types = self.stored.predictions.true.nunique()
+        lines.append(f"*{self.report.title(self.setting)}*: {about['cells']:,} cells in all; {types} types are asked. A split has {sizes['train']:,} cells to train, {sizes['val']:,} to choose on and {sizes['test']:,} to be asked" + (f', drawn from its parts; types with fewer than {at.min_cells} cells are left out.' if at.caps and at.min_cells else '.'))
+    missing = not_run(self.report.scores([self.setting], self.arms), self.report.title)
+    return '\n\n'.join([*lines, missing]).strip()
+
 # %% ../../nbs/run/26_study_report.ipynb #0d89e466
 DIRECTIONS = {'human trains, mouse is asked': 0, 'mouse trains, human is asked': 1}
 
@@ -320,3 +388,22 @@ def imbalance(self: StudyReport, arms) -> pd.DataFrame: # setting ('few' or 'onl
         if named := re.fullmatch(r'(few|only)-mouse-(\d+)', setting.split):
             rows += [dict(setting=named[1], method=m, control=c, x=float(named[2]), seed=k, value=v) for (m, c, k), v in self.values(s).items() if row_name(m, c) in arms]
     return _points(rows)
+
+# %% ../../nbs/run/26_study_report.ipynb #1a3a4696
+def _answers_as(stored, arm: str, name: str) -> pd.DataFrame:
+    "The answers of an arm under another name; none if it was not run"
+    method, control = as_arm(arm); answers = stored.predictions if stored else pd.DataFrame(columns=['method', 'control', 'seed', 'cell', 'true', 'predicted'])
+    return answers[(answers.method == method) & (answers.control == control)].assign(method=name, control='')
+
+@patch
+def imbalance_compared(self: StudyReport, arms, n_boot: int = 1000) -> pd.DataFrame: # title, and the columns of `comparison_table`
+    "Every arm, trained on k mouse cells of a type beside all human ones, against those mouse cells alone"
+    named = {m.groups(): s for s, setting in self.study.settings.items() if (m := re.fullmatch(r'(few|only)-mouse-(\d+)', setting.split))}; tables = []
+    for k in sorted(int(k) for who, k in named if who == 'only' and ('few', k) in named):
+        for arm in arms:
+            row = dict(title=f'{k} mouse cells a type', a=f'{arm}, with human cells', b=f'{arm}, without')
+            told = [_answers_as(self.stored.get(named[who, str(k)]), arm, who) for who in ('few', 'only')]
+            if not set(told[0].seed) & set(told[1].seed): tables.append(pd.DataFrame([row | dict(verdict=NOT_RUN, splits=0)])); continue
+            tables.append(comparison_table(pd.concat(told), [(('few', ''), ('only', ''))], self.study.primary_metric, self.study.margin, n_boot).assign(**row))
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['title', 'a', 'b', 'verdict', 'splits'])
+    return together(table.reindex(columns=list(dict.fromkeys([*table.columns, 'value', 'lo', 'hi', 'p', 'p_holm', 'detectable']))).astype({c: float for c in ('value', 'lo', 'hi', 'p', 'p_holm', 'detectable')}))

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..cells.downloads import offline
-from ..core import InputError, ModelError, digest, file_sha256
+from ..core import InputError, ModelError, digest, file_sha256, one_of
 
 # %% ../../nbs/text/20_encoders.ipynb #058c68b7
 def _as_texts(texts) -> list[str]:
@@ -144,10 +144,6 @@ def _device(device: str) -> str:
     if device.startswith('cuda') and not torch.cuda.is_available(): raise InputError(f"there is no GPU for device={device!r}: pass device='cpu'")
     return device if device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
 
-def _one_of(what: str, value, choices):
-    if value not in choices: raise InputError(f"no {what} {value!r}: choose one of {', '.join(choices)}")
-    return value
-
 # %% ../../nbs/text/20_encoders.ipynb #e3da0c18
 LONG = ('average', 'cut')
 
@@ -168,8 +164,8 @@ class TransformerEncoder:
                  batch_tokens: int = 4096): # in a batch; more may be faster on a GPU
         self.source = Path(folder); self.name = name or f'hf:{folder}'
         if not (self.source/'modules.json').is_file() and not (self.source/'config.json').is_file(): raise ModelError(f'{folder} holds no model (no config.json): check the folder')
-        self.device, self.batch_tokens, self.long = _device(device), batch_tokens, _one_of('way with long texts', long, LONG)
-        self.precision = ('bf16' if bf16_is_fast(self.device) else 'fp32') if _one_of('precision', precision, PRECISIONS) == 'auto' else precision
+        self.device, self.batch_tokens, self.long = _device(device), batch_tokens, one_of('long', long, LONG)
+        self.precision = ('bf16' if bf16_is_fast(self.device) else 'fp32') if one_of('precision', precision, PRECISIONS) == 'auto' else precision
         self._pool_as(pooling, normalise, prompt); self._limit(max_tokens)
         self.weights = weights or folder_sha256(self.source)[:12]
 
@@ -179,7 +175,7 @@ class TransformerEncoder:
 @patch
 def _pool_as(self: TransformerEncoder, pooling, normalise, prompt):
     "Pooling, length and prompt: what was asked for, else what the folder says"
-    if pooling: _one_of('pooling', pooling, POOLINGS)
+    if pooling: one_of('pooling', pooling, POOLINGS)
     self.folder, said, unit, pooled = _steps(self.source, pooling)
     if not said: raise InputError(f"{self.name} does not say how its tokens are pooled: pass pooling='mean', 'cls' or 'last', as it was trained")
     prompts = _read(self.source/'config_sentence_transformers.json')
