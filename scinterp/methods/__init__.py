@@ -3,12 +3,13 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["protocol", "certainty", "estimators", "baselines", "genept", "scelmo", "backbones", "gene_order", "reader", "training",
+    submodules=["protocol", "certainty", "estimators", "baselines", "genept", "scelmo", "adaptor", "backbones", "gene_order", "reader", "training",
                 "scinterpreter", "hybrid", "contributions", "label_text", "controls", "queries", "tl"],
     submod_attrs={
         "protocol": ["load"],
         "genept": ["GenePT"],
         "scelmo": ["ScELMo"],
+        "adaptor": ["TunedScELMo"],
         "scinterpreter": ["ScInterpreter", "ScReader"],
         "hybrid": ["ScInterpreterHybrid"],
         "contributions": ["contributions"],

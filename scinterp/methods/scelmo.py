@@ -6,6 +6,8 @@
 __all__ = ['ScELMo']
 
 # %% ../../nbs/methods/40_scelmo.ipynb #53f2955c
+from importlib import import_module
+
 import numpy as np
 
 from ..core import InputError
@@ -13,7 +15,10 @@ from .genept import TextAverage
 
 # %% ../../nbs/methods/40_scelmo.ipynb #3f9b699f
 class ScELMo(TextAverage):
-    "scELMo zero-shot: arithmetic (`aa`) or weighted (`wa`) average of gene vectors (Liu et al. 2023, released code)"
+    "scELMo zero-shot: arithmetic (`aa`) or weighted (`wa`) average of gene vectors (Liu et al. 2023, released code); `mode='tuned'` gives a `TunedScELMo`"
+    def __new__(cls, table=None, mode: str = 'wa', *args, **settings):
+        return object.__new__(import_module('scinterp.methods.adaptor').TunedScELMo if cls is ScELMo and mode == 'tuned' else cls)
+
     def __init__(self, table, mode: str = 'wa', head: str = 'knn'): self.table, self.mode, self.head = table, mode, head
 
     @property
