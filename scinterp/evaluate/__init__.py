@@ -3,9 +3,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["comparisons", "gene_level", "metrics", "pl"],
+    submodules=["clustering", "comparisons", "gene_level", "integration", "metrics", "pl"],
     submod_attrs={
         "metrics": ["scores", "score_table", "confusion_matrix", "paired_difference", "embedding_scores"],
         "comparisons": ["compare", "comparison_table"],
+        "clustering": ["cluster_scores"],
+        "integration": ["integration_scores"],
     },
 )

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
                 "scinterpreter", "hybrid", "contributions", "label_text", "controls", "queries", "tl"],
     submod_attrs={
         "protocol": ["load"],
-        "genept": ["GenePT"],
+        "genept": ["GenePT", "SentenceGenePT"],
         "scelmo": ["ScELMo"],
         "adaptor": ["TunedScELMo"],
         "scinterpreter": ["ScInterpreter", "ScReader"],
