@@ -114,5 +114,4 @@ def harmony(Z, # cells x d, principal components
     "Harmony's correction; raises `InputError` with what to do where harmonypy is missing"
     try: harmonypy = importlib.import_module('harmonypy')
     except ImportError: raise InputError("Harmony needs harmonypy: pip install 'scinterp[clusters]'") from None
-    done = np.asarray(harmonypy.run_harmony(np.asarray(Z, np.float64), pd.DataFrame(dict(batch=np.asarray(batch, str))), 'batch', random_state=seed, verbose=False).Z_corr)
-    return done if done.shape == np.shape(Z) else done.T # cells x d, or the other way round in old versions
+    return np.asarray(harmonypy.run_harmony(np.asarray(Z, np.float64), pd.DataFrame(dict(batch=np.asarray(batch, str))), 'batch', random_state=seed, verbose=False).Z_corr)
