@@ -42,6 +42,8 @@ METHODS = {
     "genept-w-knn": lambda table: GenePT(table, head="knn"),
     "scelmo-aa": lambda table: ScELMo(table, "aa", head="lr"),
     "scelmo-wa": lambda table: ScELMo(table, "wa"),
+    "scelmo-tuned": lambda table: ScELMo(table, "tuned", epochs=2),
+    "genept-s": lambda table: GenePT(form="s", n_genes=3, head="knn"),
     "permuted": lambda table: GenePT(table.permuted(3)),
 }
 

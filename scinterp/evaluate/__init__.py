@@ -3,9 +3,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["comparisons", "gene_level", "gene_figures", "metrics", "pl", "vector_agreement"],
+    submodules=["clustering", "comparisons", "gene_level", "integration", "gene_figures", "metrics", "pl", "vector_agreement"],
     submod_attrs={
         "metrics": ["scores", "score_table", "confusion_matrix", "paired_difference", "embedding_scores"],
         "comparisons": ["compare", "comparison_table"],
+        "clustering": ["cluster_scores"],
+        "integration": ["integration_scores"],
     },
 )

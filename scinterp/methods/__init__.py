@@ -3,12 +3,13 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["protocol", "certainty", "estimators", "baselines", "products", "genept", "scelmo", "treatment", "perturbation", "backbones", "gene_order", "reader", "training",
-                "scinterpreter", "hybrid", "contributions", "label_text", "controls", "queries", "tl"],
+    submodules=["protocol", "certainty", "estimators", "baselines", "products", "genept", "scelmo", "adaptor", "treatment", "perturbation",
+                "backbones", "gene_order", "reader", "training", "scinterpreter", "hybrid", "contributions", "label_text", "controls", "queries", "tl"],
     submod_attrs={
         "protocol": ["load"],
-        "genept": ["GenePT"],
+        "genept": ["GenePT", "SentenceGenePT"],
         "scelmo": ["ScELMo"],
+        "adaptor": ["TunedScELMo"],
         "treatment": ["treat"],
         "scinterpreter": ["ScInterpreter", "ScReader"],
         "hybrid": ["ScInterpreterHybrid"],

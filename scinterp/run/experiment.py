@@ -50,8 +50,9 @@ class Entry:
 # %% ../../nbs/run/20_experiment.ipynb #54d610f8
 _OURS = 'scinterp.methods.'
 METHODS = {'majority': Entry(_OURS+'baselines:Majority', table=False), 'lr-hvg': Entry(_OURS+'baselines:LogisticHVG', table=False),
-           'knn-pca': Entry(_OURS+'baselines:KNNPCA', table=False), 'genept-w': Entry(_OURS+'genept:GenePT'),
+           'knn-pca': Entry(_OURS+'baselines:KNNPCA', table=False), 'genept-w': Entry(_OURS+'genept:GenePT'), 'genept-s': Entry(_OURS+'genept:SentenceGenePT', table=False),
            'scelmo-aa': Entry(_OURS+'scelmo:ScELMo', fixed=dict(mode='aa')), 'scelmo-wa': Entry(_OURS+'scelmo:ScELMo', fixed=dict(mode='wa')),
+           'scelmo-tuned': Entry(_OURS+'adaptor:TunedScELMo'),
            'scinterpreter': Entry(_OURS+'scinterpreter:ScInterpreter'), 'screader': Entry(_OURS+'scinterpreter:ScReader'),
            'scinterpreter-hybrid': Entry(_OURS+'hybrid:ScInterpreterHybrid')}
 

@@ -176,16 +176,31 @@ def _joined_info(tables, rows, factor: float) -> dict:
 
 # %% ../../nbs/text/30_gene_tables.ipynb #d667c7c1
 @patch
-def concat(self: GeneTable, other: GeneTable,
-           scale: bool = True # the second part to the mean length of the first
-          ) -> GeneTable: # genes of both x (d + d of the other)
-    "Both tables side by side; `info['parts']` keeps what each says of itself, and the factor it was scaled by"
+def _meet(self: GeneTable, other: GeneTable, scale: bool) -> tuple: # genes, symbols, the vectors of each table, what is known
+    "Both tables on the genes of both"
     met = set(other.align(self.genes, self.species)); new = [i for i in range(len(other)) if other.species == self.species and i not in met]
     genes = [*self.genes, *(other.genes[i] for i in new)]; symbols = [*self.symbols, *(other.symbols[i] for i in new)]
     rows = self.align(genes), other.align(genes, self.species)
     lengths = self._mean_norm(), other._mean_norm(); factor = lengths[0]/lengths[1] if scale and all(lengths) else 1.
-    vectors = np.hstack([self._take(rows[0]), other._take(rows[1]) * np.float32(factor)])
-    return GeneTable(vectors, genes, self.species, _joined_info((self, other), rows, factor), symbols)
+    return genes, symbols, (self._take(rows[0]), other._take(rows[1]) * np.float32(factor)), _joined_info((self, other), rows, factor)
+
+@patch
+def concat(self: GeneTable, other: GeneTable,
+           scale: bool = True # the second part to the mean length of the first
+          ) -> GeneTable: # genes of both x (d + d of the other)
+    "Both tables side by side; `info['parts']` keeps what each says of itself, and the factor it was scaled by"
+    genes, symbols, parts, info = self._meet(other, scale)
+    return GeneTable(np.hstack(parts), genes, self.species, info, symbols)
+
+# %% ../../nbs/text/30_gene_tables.ipynb #256bdc29
+@patch
+def add(self: GeneTable, other: GeneTable, # of the same width
+        scale: bool = True # the second part to the mean length of the first
+       ) -> GeneTable: # genes of both x d
+    "The sum of both tables' vectors, gene by gene, as for `concat`; raises `InputError` if they differ in width"
+    if other.dim != self.dim: raise InputError(f'vectors of width {self.dim} and {other.dim} cannot be added: use concat, or one encoder for both tables')
+    genes, symbols, (first, second), info = self._meet(other, scale)
+    return GeneTable(first + second, genes, self.species, info | dict(joined='sum'), symbols)
 
 # %% ../../nbs/text/30_gene_tables.ipynb #a83b3487
 @patch
