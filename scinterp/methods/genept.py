@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from ..cells.normalise import log_normalised, top_genes
 from ..core import InputError
 from .estimators import built_estimator, estimator_notes, estimator_state, settled
+from .products import gene_sums
 from .protocol import Method, choose, gene_vectors
 from ..text.encoders import encoder as get_encoder
 from ..text.vector_cache import encode_once
@@ -76,7 +77,7 @@ class GenePT(TextAverage):
         return object.__new__(SentenceGenePT if cls is GenePT and form == 's' else cls)
 
     def __init__(self, table, head: str = 'lr', form: str = 'w'): self.table, self.head, self.form = table, head, form
-    def average(self, X, E): return normalize(np.asarray(X @ E))
+    def average(self, X, E): return normalize(gene_sums(X, E))
 
 # %% ../../nbs/methods/30_genept.ipynb #9ca16b7b
 SENTENCE = 'A cell with genes ranked by expression: '

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..core import InputError
 from .genept import TextAverage
+from .products import gene_sums
 from ..text.encoders import encoder as get_encoder
 from ..text.vector_cache import encode_once
 
@@ -31,7 +32,7 @@ class ScELMo(TextAverage):
     def average(self, X, E):
         if self.mode not in ('aa', 'wa'): raise InputError(f"mode must be 'aa' or 'wa', not {self.mode!r}")
         total = np.asarray(X.sum(1)) if self.mode == 'wa' else X.shape[1]
-        return np.asarray(X @ E)/np.maximum(total, 1e-12)
+        return gene_sums(X, E)/np.maximum(total, 1e-12)
 
 # %% ../../nbs/methods/40_scelmo.ipynb #18c5c15e
 def term_vectors(values, # one a cell: a tissue, a disease, ...
