@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'FILES', 'CellSet', 'Vectors', 'EmbeddingStudy', 'load_embeddings', 'drawn_cells', 'Desk',
-           'chosen_vectors', 'run_embeddings', 'verify_embeddings', 'write_maps', 'embedding_results', 'embedding_card',
-           'embedding_differences', 'spoken_differences', 'main']
+           'chosen_vectors', 'run_embeddings', 'verify_embeddings', 'write_maps', 'embedding_results', 'over_draws',
+           'embedding_card', 'embedding_differences', 'spoken_differences', 'main']
 
 # %% ../../nbs/run/27_embeddings.ipynb #7169e029
 import argparse, importlib, json, sys, time, tomllib
@@ -224,6 +224,16 @@ def embedding_results(out=None) -> pd.DataFrame: # the result table, with `set`
     out = Path(out) if out else shipped('results')/'embeddings'
     tables = [read_results(p).assign(set=p.parent.name) for p in sorted(out.glob(f'*/{FILES[0]}'))]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*COLUMNS, 'set'])
+
+def over_draws(table: pd.DataFrame, # of `embedding_results`
+               study: EmbeddingStudy, metric: str, arms=None, sets=None) -> pd.DataFrame: # setting, method, control, value, lo, hi, seeds, of
+    "One row a set and arm, run or not, as `pl.study_panels` wants it"
+    rows = []
+    for name in sets or study.sets:
+        t = table[(table.set == name) & (table.metric == metric)]
+        for arm, control in chosen_vectors(study, arms, study.sets[name]):
+            rows.append(dict(setting=name, method=arm.label, control=control, **over_seeds(t[(t.method == arm.label) & (t.control == control)].value), of=len(study.seeds)))
+    return pd.DataFrame(rows)
 
 def embedding_card(table: pd.DataFrame, metrics, arms=None) -> pd.DataFrame: # arms x metrics, of one set
     "Means over seeds as text, with how many seeds"
