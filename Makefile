@@ -31,7 +31,7 @@ demo: $(VENV)/.run
 	$(BIN)/scinterp demo --out $(OUT) --overwrite
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --maxschedchunk 1 $(ARGS)
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --maxschedchunk 1 $(ARGS)
 
 docs: $(VENV)/.dev
 	$(BIN)/python .ci/docs.py site

@@ -116,7 +116,7 @@ def compared(self: StudyReport, pairs, settings, n_boot: int = 1000, seeds=None)
     try: found = study_comparisons(pairs, self.study, self.out, list(settings), n_boot, seeds)
     except InputError: found = pd.DataFrame(columns=['setting', 'a', 'b', 'value', 'lo', 'hi', 'p', 'p_holm', 'detectable', 'splits', 'verdict']) # none was run
     table = want.merge(found, 'left', ['setting', 'a', 'b'])
-    return table.assign(verdict=table.verdict.fillna(NOT_RUN), splits=table.splits.fillna(0).astype(int), **{c: table[c].astype(float) for c in ('value', 'lo', 'hi', 'p', 'p_holm', 'detectable')})
+    return table.assign(verdict=table.verdict.where(table.verdict.notna(), NOT_RUN), splits=pd.to_numeric(table.splits).fillna(0).astype(int), **{c: table[c].astype(float) for c in ('value', 'lo', 'hi', 'p', 'p_holm', 'detectable')})
 
 def together(*tables) -> pd.DataFrame:
     "Comparisons of several questions in one table, with Holm's correction over all of them"
