@@ -113,6 +113,10 @@ class SentenceGenePT(GenePT):
     @classmethod
     def _get_param_names(cls): return [n for n in super()._get_param_names() if n != 'table'] # it has none to keep or to control
 
+    def embed(self, adata, progress: bool = False) -> np.ndarray:
+        "The vector of each cell's sentence, float32, cells x d; needs no `fit`"
+        return Method.embed(self, adata, progress) if hasattr(self, 'classes_') else self._read(log_normalised(adata), adata.var_names)
+
 # %% ../../nbs/methods/30_genept.ipynb #71a69dd2
 @patch
 def _encoder(self: SentenceGenePT):
@@ -150,8 +154,3 @@ def _prepare(self: SentenceGenePT): pass
 def _state(self: SentenceGenePT): return estimator_state(self.model_)
 @patch
 def _restore(self: SentenceGenePT, state, notes): self.model_ = built_estimator(notes['steps'], state)
-
-@patch
-def embed(self: SentenceGenePT, adata, progress: bool = False) -> np.ndarray:
-    "The vector of each cell's sentence, float32, cells x d; needs no `fit`"
-    return Method.embed(self, adata, progress) if hasattr(self, 'classes_') else self._read(log_normalised(adata), adata.var_names)
