@@ -128,7 +128,7 @@ def study_panels(table: pd.DataFrame, # one row a setting and arm: setting, meth
                  metric: str = 'macro_f1', reference: str = 'lr-hvg', # a line at the score of this method
                  columns: int = 2):
     "Dots with intervals, one panel a setting; returns the Figure"
-    rows = table[['method', 'control']].drop_duplicates(); n, lines = len(rows), -(-len(titles) // columns)
+    table = table.drop_duplicates(['setting', 'method', 'control']); rows = table[['method', 'control']].drop_duplicates(); n, lines = len(rows), -(-len(titles) // columns)
     fig, axes = plt.subplots(lines, columns, figsize=(2.45*columns + 2.1, (.21*n + .85)*lines), sharey=True, layout='constrained', squeeze=False)
     for ax, name in zip(axes.flat, titles): _study_panel(ax, rows.merge(table[table.setting == name], how='left'), titles[name], metric, reference)
     for ax in axes[:, 0]: ax.set_yticks(range(n), [row_name(m, c) for m, c in rows.to_numpy()], fontsize=8)
