@@ -34,31 +34,30 @@ def _speaks(told: pd.DataFrame, text: dict) -> np.ndarray: # of each gene
     "Whether a describer that writes summaries has one, and did not fall back to a name"
     return ~told.source.isin(['name', 'symbol']).to_numpy() if 'summary' in TEMPLATES[text['template']][1].values() else np.ones(len(told), bool)
 
-def told_genes(texts: dict, genes, species: str = 'human', chat=None) -> dict[str, list[str]]: # {describer: text of each gene}; and the genes, under ''
+def told_genes(texts: dict, genes, species: str = 'human', chat=None) -> pd.DataFrame: # texts, genes x describers
     "What each describer says of the genes that all of them describe; raises `InputError` if they are fewer than 20"
     texts = texts | ({} if chat is None else dict(llm=dict(source='llm', template='genept', chat=chat)))
     told = {name: describe(genes, species, **text) for name, text in texts.items()}; known = np.logical_and.reduce([_speaks(told[name], text) for name, text in texts.items()])
     if known.sum() < 20: raise InputError(f'{known.sum()} of {len(known)} genes are described by all of {", ".join(texts)}: give more genes, or fewer describers')
-    return {'': [g for g, k in zip(genes, known) if k]} | {name: t.text[known].tolist() for name, t in told.items()}
+    return pd.DataFrame({name: t.text.to_numpy()[known] for name, t in told.items()}, index=np.asarray(genes, str)[known])
 
 # %% ../../nbs/run/32_describers.ipynb #d084cd8b
-def _centred(V): return V - V.mean(0)
+_WAYS = {False: lambda V: V, True: lambda V: V - V.mean(0)} # as they are, and centred
 
-def describer_vectors(told: dict, encoder: str = 'minilm') -> dict[str, np.ndarray]: # {describer: genes x d}
+def describer_vectors(told: pd.DataFrame, encoder: str = 'minilm') -> dict[str, np.ndarray]: # {describer: genes x d}
     "What an encoder makes of each describer's texts"
     encode = get_encoder(encoder)
-    return {name: encode_once(texts, encode)[0] for name, texts in told.items() if name}
+    return {name: encode_once(texts.tolist(), encode)[0] for name, texts in told.items()}
 
 # %% ../../nbs/run/32_describers.ipynb #9e09b80c
 def geometry_table(vectors: dict) -> pd.DataFrame: # describer, centred, mean_cosine, n
     "How narrow the cone of each describer's vectors is, before and after centring"
-    ways = {False: lambda V: V, True: _centred}
-    return pd.DataFrame([dict(describer=name, centred=c, mean_cosine=mean_cosine(way(V)), n=len(V)) for name, V in vectors.items() for c, way in ways.items()])
+    return pd.DataFrame([dict(describer=name, centred=c, mean_cosine=mean_cosine(way(V)), n=len(V)) for name, V in vectors.items() for c, way in _WAYS.items()])
 
 def agreements(vectors: dict, k: int = 10, one_space: bool = True) -> pd.DataFrame: # the columns of `agreement_table`, centred, same, other, found
     "Agreement of each two describers, before and after centring"
     tables = []
-    for c, way in {False: lambda V: V, True: _centred}.items():
+    for c, way in _WAYS.items():
         moved = {name: way(V) for name, V in vectors.items()}; t = agreement_table(moved, k).assign(centred=c)
         if one_space: t = t.join(pd.DataFrame([matching(moved[a], moved[b]) for a, b in zip(t.a, t.b)]))
         tables.append(t)
@@ -77,7 +76,7 @@ def run_describers(out, # folder for agreement.csv, geometry.csv and describers.
     for name, tables in dict(agreement=both, geometry=shapes).items():
         out.mkdir(parents=True, exist_ok=True)
         with atomic_path(out/f'{name}.csv') as tmp: pd.concat(tables).to_csv(tmp, index=False, float_format='%.5f')
-    write_json(out/'describers.json', dict(genes=len(told['']), asked=len(genes), species=species, encoders=list(encoders), versions=versions('scinterp', 'scikit-learn', 'torch', 'transformers')))
+    write_json(out/'describers.json', dict(genes=len(told), asked=len(genes), species=species, encoders=list(encoders), versions=versions('scinterp', 'scikit-learn', 'torch', 'transformers')))
     return pd.concat(both, ignore_index=True)
 
 # %% ../../nbs/run/32_describers.ipynb #55a58fff

@@ -27,7 +27,7 @@ from ..core import DataError, InputError, digest, shipped, write_json
 from ..evaluate.clustering import cluster_scores
 from ..evaluate.comparisons import sentence, verdict
 from ..evaluate.integration import harmony, integration_scores
-from ..evaluate.pl import row_name, umap_coordinates
+from ..evaluate.pl import as_arm, row_name, umap_coordinates
 from ..methods.baselines import highly_variable
 from ..methods.scelmo import term_vectors
 from .experiment import expression_sha256, gene_table, make_method, method_entry
@@ -172,10 +172,10 @@ def chosen_vectors(study: EmbeddingStudy, arms=None, which: CellSet | None = Non
     "Arms and controls: those that are named, else all but the optional ones; raises `InputError` for a name that is none"
     wanted = []
     for name in arms or [n for n, a in study.arms.items() if not a.optional]:
-        label, _, control = name.rpartition('+') if '+' in name.rpartition(']')[2] else (name, '', '')
+        label, control = as_arm(name)
         if label not in study.arms: raise InputError(f"no arm {label!r}: choose from {', '.join(study.arms)}")
-        wanted += [(study.arms[label], c) for c in ([control] if control else ['', *study.arms[label].controls])]
-    return [(a, c) for a, c in wanted if a.label != 'harmony' or which is None or which.batch] # without batches there is nothing to correct
+        wanted += [(label, c) for c in ([control] if control else ['', *study.arms[label].controls])]
+    return [(a, c) for a, c in ((study.arms[l], c) for l, c in dict.fromkeys(wanted)) if a.label != 'harmony' or which is None or which.batch] # without batches there is nothing to correct
 
 def _keep(folder: Path, table: pd.DataFrame, identity: dict):
     "Put the rows of an arm among those of its set, in the place of older ones"

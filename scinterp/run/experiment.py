@@ -8,7 +8,7 @@ __all__ = ['METHODS', 'Entry', 'method_entry', 'make_method', 'Experiment', 'loa
            'open_run', 'differences']
 
 # %% ../../nbs/run/20_experiment.ipynb #395a9d88
-import hashlib, importlib, json, platform, shutil, time, tomllib
+import hashlib, importlib, json, platform, shutil, time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..cells import datasets
 from ..cells.splits import Split, part_names
-from ..core import DataError, InputError, atomic_path, cache_dir, digest, code_sha256, file_sha256, shipped, write_json
+from ..core import DataError, InputError, atomic_path, cache_dir, digest, code_sha256, file_sha256, shipped_config, write_json
 from ..evaluate.metrics import embedding_scores, paired_difference, score_table
 from ..evaluate.pl import umap_coordinates
 from ..methods.controls import with_control
@@ -92,7 +92,7 @@ class Experiment:
 # %% ../../nbs/run/20_experiment.ipynb #e03e5d8f
 def load_experiment(paper: str, dataset: str = 'demo', profile: str = 'smoke', seeds=None) -> Experiment:
     "The experiment of `data/configs/<paper>.toml` under one of its profiles; raises `InputError` if there is none"
-    config = tomllib.loads(shipped('configs', f'{paper}.toml').read_text()); profiles = config.pop('profiles'); config.pop('page', None) # its words decide no number
+    config = shipped_config(paper); profiles = config.pop('profiles'); config.pop('page', None) # its words decide no number
     if profile not in profiles: raise InputError(f"no profile {profile!r} for {paper}: choose one of {', '.join(profiles)}")
     chosen = profiles[profile] | ({'seeds': list(seeds)} if seeds is not None else {}); own = chosen.pop('settings', {})
     common = config.pop('settings', {}); settings = {m: common.get(m, {}) | own.get(m, {}) for m in sorted({*common, *own})}

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MAX_PAIRS', 'gene_task_config', 'task_files', 'read_gene_list', 'feature_tables', 'length_features', 'judged',
            'two_class_task', 'read_pairs', 'pair_task', 'read_classes', 'class_task', 'run_gene_tasks', 'task_titles',
-           'finding', 'over_all_lists', 'printed_table']
+           'differences_over', 'finding', 'over_all_lists', 'printed_table']
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #8fd5119b
-import os, time, tomllib
+import os, time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
 
 from ..cells.identifiers import match_genes
-from ..core import InputError, file_sha256, shipped, write_json
+from ..core import InputError, file_sha256, shipped_config, write_json
 from ..evaluate.gene_level import auc_table, gene_classifier, gene_weights, out_of_fold, pair_weights, text_length
 from ..evaluate.metrics import score_table
 from ..evaluate.pl import metric_name
-from .report import in_words
+from .report import stands, tallied
 from .results import write_results
 from ..text.descriptions import describe
 from ..text.gene_tables import GeneTable
@@ -30,7 +30,7 @@ from ..text.gene_tables import GeneTable
 # %% ../../nbs/run/25_gene_tasks.ipynb #86fb1c5a
 def gene_task_config() -> dict:
     "What is run: text, encoders, controls, tasks, profiles"
-    return tomllib.loads(shipped('configs', 'gene_tasks.toml').read_text())
+    return shipped_config('gene_tasks')
 
 def task_files(name: str) -> list[Path]:
     "Files of a task; raises `InputError` if they are not here"
@@ -184,21 +184,24 @@ _BASES = {'text-length': 'the length of the text', 'tfidf': 'a bag of words', 's
 
 def _verdict(r) -> str:
     "A difference in words"
-    return f"{in_words(dict(lo=r.lo, hi=r.hi))} {_BASES.get(r.over, r.over)} ({r.value:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}])"
+    return stands(r, _BASES.get(r.over, r.over))
 
-def finding(table: pd.DataFrame) -> str:
+def differences_over(table: pd.DataFrame, metric: str = 'roc_auc') -> pd.DataFrame: # the rows, and `over`: from what
+    "Differences of the encoders from each base"
+    t = table[table.metric.str.startswith(f'{metric}_over_') & (table.method != 'text-length')]
+    return t.assign(over=t.metric.str.removeprefix(f'{metric}_over_'))
+
+def finding(table: pd.DataFrame, metric: str = 'roc_auc') -> str:
     "What the differences of each encoder say, list by list"
-    t = table[table.metric.str.startswith('roc_auc_over_') & (table.method != 'text-length')]; t = t.assign(over=t.metric.str.removeprefix('roc_auc_over_'))
+    t = differences_over(table, metric)
     titles = task_titles(); groups = t.groupby(['dataset', 'method'], sort=False)
     return '\n'.join(f"- *{titles[d]}*: `{m}` is {', '.join(map(_verdict, rows.itertuples()))}." for (d, m), rows in groups)
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #4be4d3ac
 def over_all_lists(table: pd.DataFrame) -> str:
     "On how many lists each encoder is above, below or not told apart from each base"
-    t = table[table.metric.str.startswith('roc_auc_over_') & (table.method != 'text-length')]; t = t.assign(over=t.metric.str.removeprefix('roc_auc_over_'), word=t.apply(in_words, axis=1))
-    counts = t.groupby(['method', 'over', 'word'], sort=False).size().unstack('word', fill_value=0); n = t.dataset.nunique()
-    lines = [f"- `{m}` against {_BASES.get(over, over)}: " + ', '.join(f'{word} on {k}' for word, k in row[row > 0].items()).replace('not shown to differ from', 'not told apart') + f' of {n} lists' for (m, over), row in counts.iterrows()]
-    return '\n'.join(lines)
+    groups = differences_over(table).groupby(['method', 'over'], sort=False)
+    return '\n'.join(f"- `{m}` against {_BASES.get(over, over)}: {tallied(rows, 'lists')}" for (m, over), rows in groups)
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #c800869d
 def printed_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ __all__ = ['perturbation_config', 'descriptions', 'foretold', 'judged', 'run_per
            'read_perturbation', 'arm_table']
 
 # %% ../../nbs/run/29_perturbation.ipynb #1efd634f
-import time, tomllib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,19 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from ..cells import datasets
-from ..core import digest, shipped, versions, write_json
+from ..core import digest, shipped, shipped_config, versions, write_json
+from ..evaluate.metrics import mean_interval
 from ..evaluate.pl import row_name
 from ..methods import perturbation as pt
 from ..methods.treatment import gene_matrix
-from .report import in_words
+from .report import stands
 from .results import read_results, write_results
 from ..text.gene_tables import GeneTable
 
 # %% ../../nbs/run/29_perturbation.ipynb #10ccab85
 def perturbation_config() -> dict:
     "What is run"
-    return tomllib.loads(shipped('configs', 'perturbation.toml').read_text())
+    return shipped_config('perturbation')
 
 def _scaled(Z: np.ndarray) -> np.ndarray:
     "Centred, with a mean squared length of one: a penalty then means the same for every description"
@@ -50,8 +51,7 @@ def foretold(e: pt.Effects, described: dict, seed: int = 0) -> dict: # (method, 
 def judged(e: pt.Effects, said: dict, against, n_boot: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]: # scores of each type; means with intervals over types
     "Scores of every arm, type by type, their means, and paired differences in Pearson delta"
     single = pd.concat([sum(pt.change_scores(e.delta, g) for g in guesses).div(len(guesses)).assign(type=e.names, method=m, control=c) for (m, c), guesses in said.items()], ignore_index=True)
-    draw = np.random.default_rng(seed).integers(0, len(e.names), (n_boot, len(e.names))); rows = []
-    add = lambda m, c, metric, v: rows.append(dict(method=m, control=c, metric=metric, value=v.mean(), **dict(zip(('lo', 'hi'), np.quantile(v[draw].mean(1), [.025, .975]) if np.isfinite(v).all() else (np.nan, np.nan))), n=len(v)))
+    rows = []; add = lambda m, c, metric, v: rows.append(dict(method=m, control=c, metric=metric, **dict(zip(('value', 'lo', 'hi'), mean_interval(v, n_boot, seed))), n=len(v))) # NaN where a type has none
     arm = lambda m, c, metric: single[(single.method == m) & (single.control == c)][metric].to_numpy()
     for m, c in said:
         for metric in single.columns.drop(['type', 'method', 'control']): add(m, c, metric, arm(m, c, metric))
@@ -67,7 +67,7 @@ def judged(e: pt.Effects, said: dict, against, n_boot: int, seed: int) -> tuple[
 def run_perturbation(out='data/results/perturbation', config: dict | None = None, progress: bool = False) -> pd.DataFrame: # the result table
     "Every type left out in turn; writes results.csv, with each type as a split and `mean` for the mean over types, and run.json"
     start = time.perf_counter(); c = config or perturbation_config(); cells = datasets.load(c['dataset']); state = cells.obs[c['condition_key']].astype(str)
-    seen = np.maximum(*[(cells.X[(state == s).to_numpy()] > 0).mean(0).A1 for s in (c['control'], c['treated'])]) >= c['min_detection']
+    seen = np.maximum(*[np.asarray((cells.X[(state == s).to_numpy()] > 0).mean(0)).ravel() for s in (c['control'], c['treated'])]) >= c['min_detection']
     table = GeneTable.build(cells, c.get('species'), encoder=c['encoder'], progress=progress, **c['text'])
     e, base = pt.type_effects(cells, c['condition_key'], c['control'], c['treated'], c['type_key'], c['min_cells']); described = descriptions(base, table, e.genes, c['control_seeds'], c['components'])
     few = pt.Effects(e.delta[:, seen], e.control[seen], e.names, [g for g, s in zip(e.genes, seen) if s], e.cells); single, means = judged(few, foretold(few, described, c['seed']), c['against'], c['bootstrap'], c['seed'])
@@ -81,8 +81,7 @@ def run_perturbation(out='data/results/perturbation', config: dict | None = None
 def said_of_types(results: pd.DataFrame) -> str:
     "How each method stands to what is simpler, over cell types"
     t = results[(results.split == 'mean') & results.metric.str.startswith('pearson_delta_over_')]; names = {'mean-shift': 'the mean change of the other types', 'no-text': 'the same method without text', 'permuted-text': 'the same text on other genes', 'random-table': 'random vectors'}
-    lines = [f"- `{m}`: " + ', '.join(f"{in_words(dict(lo=r.lo, hi=r.hi))} {names[r.metric.removeprefix('pearson_delta_over_')]} ({r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}])" for r in g.itertuples()) for m, g in t.groupby('method', sort=False)]
-    return '\n'.join(lines)
+    return '\n'.join(f"- `{m}`: " + ', '.join(stands(r, names[r.metric.removeprefix('pearson_delta_over_')], 3) for r in g.itertuples()) for m, g in t.groupby('method', sort=False))
 
 def perturbation_card(results: pd.DataFrame) -> pd.DataFrame: # arms x metrics, as text
     "Means over types"

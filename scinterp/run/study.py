@@ -28,7 +28,7 @@ from ..cells.splits import Split
 from ..core import DataError, InputError, atomic_path, cache_dir, code_sha256, digest, shipped, write_text
 from ..evaluate.comparisons import comparison_table, holm
 from ..evaluate.metrics import score_table
-from ..evaluate.pl import row_name, umap_coordinates
+from ..evaluate.pl import as_arm, row_name, umap_coordinates
 from ..methods.controls import TABLE_CONTROLS
 from ..methods.protocol import PASSING, Method
 from .experiment import embedded, expression_sha256, fit_and_answer, gene_table, machine, make_method, method_entry, separation_rows, versions
@@ -440,7 +440,7 @@ def chosen_arms(study: Study, methods=None, # labels, 'label+control' for one co
     "Arms in the order in which they are run: all of a seed first, or (`by='method'`) all seeds of a method; raises `InputError` for a name that is none"
     wanted = []
     for name in methods or [p for p in study.plans if '[' not in p]:
-        label, _, control = (name, '', '') if name in study.plans or '+' not in name else name.rpartition('+') # a variant may have a + in its name
+        label, control = as_arm(name)
         if label not in study.plans: raise InputError(f"{study.name} has no method {label!r}: choose from {', '.join(study.plans)}, or write it into data/configs/{study.name}.toml")
         plan = study.plans[label]; wanted += [(plan, c) for c in ([control] if control else ['', *(plan.controls if controls is None else controls)])]
     seeds = list(study.seeds if seeds is None else seeds); wanted = list({(p.label, c): (p, c) for p, c in wanted}.values())

@@ -9,7 +9,7 @@ __all__ = ['KEPT', 'treatment_config', 'contrast_cells', 'mode_of', 'arm_sources
            'described_table', 'target_table', 'said_of_controls', 'said_of_types']
 
 # %% ../../nbs/run/28_treatment.ipynb #5a0da4b2
-import time, tomllib
+import time
 from functools import partial
 from pathlib import Path
 
@@ -21,18 +21,18 @@ from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
 
 from ..cells import datasets
-from ..core import InputError, atomic_path, digest, shipped, versions, write_json
+from ..core import InputError, atomic_path, digest, shipped, shipped_config, versions, write_json
 from ..evaluate.gene_level import gene_weights, weighted_auc, weighted_precision
 from ..evaluate.pl import row_name
 from ..methods import treatment as tr
-from .report import in_words
+from .report import stands, tallied
 from .results import read_results, write_results
 from ..text.gene_tables import GeneTable
 
 # %% ../../nbs/run/28_treatment.ipynb #bebe1500
 def treatment_config() -> dict:
     "What is run: contrasts, truth, methods, controls, draws"
-    return tomllib.loads(shipped('configs', 'treatment.toml').read_text())
+    return shipped_config('treatment')
 
 def contrast_cells(c: dict) -> AnnData: # of a contrast of the configuration
     "The cells of a contrast; raises `InputError` that says what to do if they are not here"
@@ -241,7 +241,7 @@ def said_of_controls(results: pd.DataFrame, contrast: str) -> str:
     "Areas of all cells, and how each method stands to its controls"
     t = results[(results.contrast == contrast) & (results.split == 'all')].set_index(['method', 'control', 'metric']); lines = []
     for m in dict.fromkeys(k[0] for k in t.index if k[2].startswith('roc_auc_over')):
-        own = t.loc[(m, '', 'roc_auc')]; over = [f"{in_words(r)} {_WHAT[c]} ({r.value:+.2f} [{r.lo:+.2f}, {r.hi:+.2f}])" for c in _WHAT for r in [t.loc[(m, '', f'roc_auc_over_{c}')]]]
+        own = t.loc[(m, '', 'roc_auc')]; over = [stands(t.loc[(m, '', f'roc_auc_over_{c}')], what) for c, what in _WHAT.items()]
         excess = t.loc[(m, '', 'excess_roc_auc')]; at10 = t.loc[(m, '', 'precision_at_10')].value
         lines.append(f"- `{m}`: area {own.value:.2f} [{own.lo:.2f}, {own.hi:.2f}], {at10:.0%} of its first ten are on the list; {', '.join(over)}. Less what each gene's level alone gives: {excess.value:.2f} [{excess.lo:.2f}, {excess.hi:.2f}]")
     best = t.loc[('t-test', '', 'roc_auc')]
@@ -249,7 +249,5 @@ def said_of_controls(results: pd.DataFrame, contrast: str) -> str:
 
 def said_of_types(results: pd.DataFrame, contrast: str) -> str:
     "In how many types each method is above, below or not told apart from its controls"
-    t = results[(results.contrast == contrast) & (results.split != 'all') & results.metric.str.startswith('roc_auc_over_')]; lines = []
-    for (m, metric), g in t.groupby(['method', 'metric'], sort=False):
-        count = pd.Series([in_words(dict(lo=r.lo, hi=r.hi)) for r in g.itertuples()]).value_counts(); lines.append(f"- `{m}` against {_WHAT[metric.removeprefix('roc_auc_over_')]}: " + ', '.join(f'{k} in {v}' for k, v in count.items()) + f' of {len(g)} types')
-    return '\n'.join(lines).replace('not shown to differ from', 'not told apart')
+    t = results[(results.contrast == contrast) & (results.split != 'all') & results.metric.str.startswith('roc_auc_over_')]
+    return '\n'.join(f"- `{m}` against {_WHAT[metric.removeprefix('roc_auc_over_')]}: {tallied(g, 'types')}" for (m, metric), g in t.groupby(['method', 'metric'], sort=False))

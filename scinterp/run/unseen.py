@@ -10,7 +10,7 @@ __all__ = ['unseen_config', 'checked_texts', 'draw_types', 'drawn_set', 'describ
            'together_table', 'pair_matrix']
 
 # %% ../../nbs/run/24_unseen.ipynb #1fb7f6ce
-import hashlib, time, tomllib
+import hashlib, time
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from ..cells.datasets import load
 from ..cells.nomenclature import SPECIES, cell_types, names_source
 from ..cells.normalise import log_normalised
 from ..cells.splits import cells_sha256
-from ..core import InputError, atomic_path, code_sha256, file_sha256, shipped, versions, write_json
+from ..core import InputError, atomic_path, code_sha256, file_sha256, shipped, shipped_config, versions, write_json
 from ..evaluate.metrics import paired_difference, score_table
 from ..methods.label_text import LabelText, Markers, label_texts, learn_weights, marker_weights, pair_features, refined, text_similarity
 from .report import in_words
@@ -35,7 +35,7 @@ from scipy.special import softmax
 # %% ../../nbs/run/24_unseen.ipynb #724ec576
 def unseen_config() -> dict:
     "What is run: sets of left-out types, label texts and their hashes, scoring, profiles"
-    return tomllib.loads(shipped('configs', 'unseen_types.toml').read_text(encoding='utf-8'))
+    return shipped_config('unseen_types')
 
 def checked_texts(types, config: dict) -> dict[str, str]: # {type: text}
     "The texts of types; raises `InputError` if one is not what it was when the configuration was written"
