@@ -10,7 +10,7 @@ __all__ = ['VECTORS', 'CAPS', 'FILES', 'MAPS', 'Setting', 'Plan', 'Study', 'load
            'verify_study', 'map_study', 'study_maps', 'study_results', 'study_comparisons', 'main']
 
 # %% ../../nbs/run/22_study.ipynb #ddfb3519
-import argparse, json, lzma, resource, shutil, sys, time, tomllib
+import argparse, json, lzma, re, resource, shutil, sys, time, tomllib
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -611,17 +611,24 @@ def study_comparisons(pairs, # of ((method, control), (method, control))
     return table[['setting', *table.columns.drop('setting')]].assign(p_holm=holm(table.p))
 
 # %% ../../nbs/run/22_study.ipynb #6b41eb62
-def _names(text: str) -> list[str]: return [n for n in text.split(',') if n]
+def _names(text: str) -> list[str]: # a variant may have a comma in its brackets
+    return [n for n in re.split(r',(?![^\[]*\])', text) if n]
+
+def _study_parser(**kwargs) -> argparse.ArgumentParser:
+    "The argument that says which study, and so what the others may be"
+    p = argparse.ArgumentParser('python -m scinterp.run.study', **kwargs)
+    p.add_argument('--study', default='interpreter', help='its config in data/configs (default: %(default)s)')
+    return p
 
 def _parser(study: Study) -> argparse.ArgumentParser:
     "The arguments of the command"
-    p = argparse.ArgumentParser('python -m scinterp.run.study', description='Run parts of the interpreter study; what is recorded is not run again.')
+    p = _study_parser(description=f'Run parts of the study {study.name!r}; what is recorded is not run again.')
     p.add_argument('--setting', type=_names, default=list(study.settings), help=f"one or more of {','.join(study.settings)} (default: all)")
     p.add_argument('--methods', type=_names, default=None, help=f"labels, or label+control for that control alone: {','.join(study.plans)}".replace('%', '%%'))
     p.add_argument('--controls', type=lambda t: [] if t == 'none' else _names(t), default=None, help="instead of those of the config; 'none' for none")
     p.add_argument('--seeds', type=lambda t: [int(s) for s in _names(t)], default=None, help='e.g. 0,1 (default: those of the config)')
     p.add_argument('--by', choices=('seed', 'method'), default='seed', help='what comes first: all of one seed, or all seeds of one method')
-    p.add_argument('--out', default='data/results/interpreter', help='folder of the results (default: %(default)s)')
+    p.add_argument('--out', default=f'data/results/{study.name}', help='folder of the results (default: %(default)s)')
     p.add_argument('--merge', metavar='FOLDER', help='do not run: add the arms of another such folder'); p.add_argument('--check', action='store_true', help='do not run: see whether the scores follow from the answers')
     p.add_argument('--prune', action='store_true', help="do not run: remove the arms that are not those of today's config and data")
     p.add_argument('--verify', action='store_true', help='do not run what is missing: run again what is recorded, and compare')
@@ -631,7 +638,9 @@ def _parser(study: Study) -> argparse.ArgumentParser:
 # %% ../../nbs/run/22_study.ipynb #ede83c21
 def main(args=None, study: Study | None = None, say=lambda line: print(line, flush=True)) -> int: # 0, or 1 if something failed
     "The command; what cannot be run is said, and the rest is run"
-    study = study or load_study(); a = _parser(study).parse_args(args); failed = 0
+    try: study = study or load_study(_study_parser(add_help=False).parse_known_args(args)[0].study)
+    except InputError as e: say(str(e)); return 2
+    a = _parser(study).parse_args(args); failed = 0
     if wrong := [s for s in a.setting if s not in study.settings]: say(f"no setting {wrong[0]!r}: choose from {', '.join(study.settings)}"); return 2
     for name in a.setting:
         if (dataset := study.settings[name].dataset) not in datasets.names(): say(f'{name} is left out: its dataset {dataset} is not here; put {dataset}.h5ad in the folder that SCINTERP_DATA names'); continue
