@@ -118,6 +118,7 @@ def _read(self: Reader, backbone, embeds, mask, questions: int):
     if self.pooling == 'mean': return masked_mean(states, mask)[:, None].expand(-1, questions, -1)
     return states[:, :questions] if self.pooling == 'first' else states[:, -questions:]
 
+# %% ../../nbs/methods/48_reader.ipynb #10e87993
 @patch
 def state(self: Reader, ids, values): # cells x genes
     "As `state_of`, from the numbers of the genes"

@@ -79,6 +79,7 @@ def standardised(E: np.ndarray) -> np.ndarray:
 def _load_backbone(self: ScInterpreter, precision: str | None = None):
     return load_backbone(self.backbone, self.seed, layers=self.backbone_layers, precision=self.backbone_precision or precision, attention=self.attention, quantise=self.quantise, device=self.device)
 
+# %% ../../nbs/methods/50_scinterpreter.ipynb #b41cf24a
 _NUMBERS = dict(seed=(int, 0), n_genes=(int, 1), projector_layers=(int, 0), head_layers=(int, 1), epochs=(int, 1), batch_size=(int, 1), accumulate=(int, 1),
                 learning_rate=(float, 0), warmup=(float, 0), weight_decay=(float, 0), token_scale=(float, 0), init_std=(float, 0), clip=(float, 0), backbone_layers=(int, 1), patience=(int, 1))
 
@@ -96,6 +97,7 @@ def _check_settings(self: ScInterpreter):
     except (RuntimeError, TypeError): raise InputError(f"device must be 'cpu', 'cuda' or 'cuda:0', not {self.device!r}") from None
     self._plan()
 
+# %% ../../nbs/methods/50_scinterpreter.ipynb #7b322b29
 @patch
 def plain_settings(self: ScInterpreter) -> dict:
     "As every method's, and checked"

@@ -311,6 +311,7 @@ def run(self: Bench, plan: Plan, control: str, seed: int, fresh: bool = False) -
                   made=datetime.now(timezone.utc).isoformat(timespec='seconds'), answers_sha256=digest(codes))
     return Done(_plain(record), rows, codes)
 
+# %% ../../nbs/run/22_study.ipynb #d43c6197
 @patch
 def _text_note(self: Bench, plan: Plan, seed: int) -> dict:
     "What is known of the table of a plan"

@@ -324,6 +324,7 @@ class StudyRun:
     @cached_property
     def predictions(self) -> pd.DataFrame: return self._of_page(self.stored.predictions) if self.stored.arms else pd.DataFrame(columns=['method', 'control', 'seed', 'cell', 'true', 'predicted', 'confidence'])
 
+# %% ../../nbs/run/26_study_report.ipynb #6556bc01
 def study_run(setting: str, paper: str = 'scinterpreter', out: str = '', study: str = 'interpreter') -> StudyRun:
     "A setting of a study for the figures of a paper; raises `InputError` if the study has no such setting"
     report = study_report(study, out)

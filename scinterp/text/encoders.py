@@ -106,6 +106,7 @@ def open_tokenizer(folder: Path, name: str):
     if not tokens.is_fast: raise ModelError(f'{name} has no fast tokenizer (tokenizer.json): choose another model')
     return tokens
 
+# %% ../../nbs/text/20_encoders.ipynb #158d0c7f
 @contextmanager
 def _quiet():
     "No bars and warnings of transformers: what matters in them becomes an error below"
