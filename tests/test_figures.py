@@ -12,7 +12,7 @@ from scinterp.evaluate import pl
 from scinterp.evaluate.comparisons import VERDICTS, verdict
 from scinterp.evaluate.metrics import confusion_matrix
 from scinterp.run.report import claim, figure_run, page_note, panel_answers, panels
-from scinterp.run.study import load_study
+from scinterp.run.plans import load_study
 from scinterp.run.study_report import changed_answers, language_answer, not_run, over_seeds, spoken, study_report, tally, target_words
 
 

@@ -22,7 +22,7 @@ from scinterp.methods.protocol import load
 from scinterp.methods.scelmo import ScELMo, add_term
 from scinterp.run.embeddings import load_embeddings
 from scinterp.run.experiment import METHODS, make_method
-from scinterp.run.study import load_study
+from scinterp.run.plans import load_study
 from scinterp.text.gene_tables import GeneTable
 
 

@@ -19,11 +19,11 @@ from scinterp.cells.splits import make_split, part_names
 from scinterp.core import DataError, InputError, digest
 from scinterp.evaluate.metrics import score_table, scores
 from scinterp.methods.baselines import Majority
-from scinterp.run import study as s
+from scinterp.run import plans, stored as stored_arms, study as s
 from scinterp.run.experiment import METHODS, Entry
 
-PLANS = (s.Plan("majority"), s.Plan("knn-pca", dict(n_components=5)), s.Plan("knn-pca[k=3]", dict(n_components=5, k=3)), s.Plan("knn-pca[few]", dict(n_components=5), caps=dict(train_per_type=4)))
-TOY = s.Study("toy", {"S": s.Setting("S", "demo", min_cells=20, caps=dict(train=200, test=60))}, {p.label: p for p in PLANS}, dict(source="bundled", encoder="minilm"), seeds=(0, 1))
+PLANS = (plans.Plan("majority"), plans.Plan("knn-pca", dict(n_components=5)), plans.Plan("knn-pca[k=3]", dict(n_components=5, k=3)), plans.Plan("knn-pca[few]", dict(n_components=5), caps=dict(train_per_type=4)))
+TOY = plans.Study("toy", {"S": plans.Setting("S", "demo", min_cells=20, caps=dict(train=200, test=60))}, {p.label: p for p in PLANS}, dict(source="bundled", encoder="minilm"), seeds=(0, 1))
 EVERY = list(TOY.plans)
 
 
@@ -48,7 +48,7 @@ def timeless(folder):
 
 
 def made(folder):
-    return {k: d.record["made"] for k, d in s.read_stored(folder).arms.items()}
+    return {k: d.record["made"] for k, d in stored_arms.read_stored(folder).arms.items()}
 
 
 # what is run
@@ -61,7 +61,7 @@ def test_the_same_arms_in_another_order_give_the_same_files(whole, tmp_path):
 
 
 def test_scores_are_those_of_a_plain_loop(whole):
-    stored = s.read_stored(whole)
+    stored = stored_arms.read_stored(whole)
     values = stored.results.query("metric == 'macro_f1'").set_index(["method", "control", "seed"]).value
     for key, cells in stored.predictions.groupby(["method", "control", "seed"]):
         assert values[key] == pytest.approx(scores(cells.true, cells.predicted)["macro_f1"], abs=1e-5)
@@ -70,7 +70,7 @@ def test_scores_are_those_of_a_plain_loop(whole):
 def test_two_halves_make_a_whole(whole, tmp_path):
     one = s.run_study(TOY, "S", EVERY[:2], out=tmp_path / "one", say=str)
     two = s.run_study(TOY, "S", EVERY[1:], out=tmp_path / "two", say=str)
-    s.merge_stored(one, two)
+    stored_arms.merge_stored(one, two)
     assert bytes_of(one) == bytes_of(whole)
     pd.testing.assert_frame_equal(timeless(one), timeless(whole))
     lines = []
@@ -81,19 +81,19 @@ def test_two_halves_make_a_whole(whole, tmp_path):
 def test_halves_that_contradict_each_other_are_not_merged(whole, own, tmp_path):
     altered = consistently_altered(own, ("majority", "", 0))
     with pytest.raises(InputError, match="both folders hold majority, seed 0, with different answers"):
-        s.merge_stored(altered, whole)
+        stored_arms.merge_stored(altered, whole)
     other = s.run_study(replace(TOY, settings={"S": replace(TOY.settings["S"], caps=dict(test=50))}), "S", ["majority"], seeds=[0], out=tmp_path / "other", say=str)
     with pytest.raises(InputError, match="of another setting"):
-        s.merge_stored(other, whole)
+        stored_arms.merge_stored(other, whole)
 
 
 def test_changed_settings_run_only_what_changed(own):
-    changed = replace(TOY, plans=TOY.plans | {"knn-pca": s.Plan("knn-pca", dict(n_components=7))})
+    changed = replace(TOY, plans=TOY.plans | {"knn-pca": plans.Plan("knn-pca", dict(n_components=7))})
     before = made(own)
     lines = []
     s.run_study(changed, "S", EVERY, out=own.parent, say=lines.append)
     assert lines[0] == "S: 6 of 8 arms are done"
-    after = s.read_stored(own).arms
+    after = stored_arms.read_stored(own).arms
     assert {k for k, d in after.items() if d.record["settings"] != TOY.plans[k[0]].settings} == {("knn-pca", "", 0), ("knn-pca", "", 1)}
     assert {k: v for k, v in made(own).items() if k[0] != "knn-pca"} == {k: v for k, v in before.items() if k[0] != "knn-pca"}
 
@@ -106,9 +106,9 @@ def test_a_changed_default_runs_again_and_a_new_setting_does_not(own, monkeypatc
     monkeypatch.setitem(METHODS, "majority", Entry(f"{__name__}:Other", table=False))
     monkeypatch.setattr(sys.modules[__name__], "Other", Other, raising=False)
     bench = s.Bench(TOY, TOY.settings["S"])
-    assert bench.is_done(s.read_stored(own), TOY.plans["majority"], "", 0)  # `depth` is new
+    assert bench.is_done(stored_arms.read_stored(own), TOY.plans["majority"], "", 0)  # `depth` is new
     monkeypatch.setitem(METHODS, "knn-pca", Entry("scinterp.methods.baselines:KNNPCA", table=False, fixed=dict(k=11)))  # k was 10
-    assert not bench.is_done(s.read_stored(own), TOY.plans["knn-pca"], "", 0)
+    assert not bench.is_done(stored_arms.read_stored(own), TOY.plans["knn-pca"], "", 0)
 
 
 def test_other_code_does_not_undo_what_was_run(own, monkeypatch):
@@ -116,7 +116,7 @@ def test_other_code_does_not_undo_what_was_run(own, monkeypatch):
     lines = []
     s.run_study(TOY, "S", EVERY, out=own.parent, say=lines.append)
     assert lines == ["S: 8 of 8 arms are done"]
-    assert {d.record["environment"]["code_sha256"] for d in s.read_stored(own).arms.values()} != {"of other code"}
+    assert {d.record["environment"]["code_sha256"] for d in stored_arms.read_stored(own).arms.values()} != {"of other code"}
     assert s.verify_study(TOY, "S", "majority", out=own.parent)["code"] == "changed"
 
 
@@ -126,14 +126,14 @@ def test_outdated_arms_are_named_and_pruned(own):
     s.run_study(smaller, "S", ["majority"], out=own.parent, say=lines.append)
     assert "2 recorded arms are not those of today's config" in lines[1] and "knn-pca[few], seed 0" in lines[1]
     assert s.prune_study(smaller, "S", own.parent) == [("knn-pca[few]", "", 0), ("knn-pca[few]", "", 1)]
-    assert len(s.read_stored(own).arms) == 6
+    assert len(stored_arms.read_stored(own).arms) == 6
 
 
 def test_an_arm_that_cannot_be_run_does_not_stop_the_others(tmp_path):
-    broken = replace(TOY, plans=TOY.plans | {"knn-pca": s.Plan("knn-pca", dict(depth=3))})
+    broken = replace(TOY, plans=TOY.plans | {"knn-pca": plans.Plan("knn-pca", dict(depth=3))})
     with pytest.raises(InputError, match="could not be run: knn-pca, seed 0"):
         s.run_study(broken, "S", ["knn-pca", "majority"], seeds=[0], out=tmp_path, say=str)
-    assert set(s.read_stored(tmp_path / "S").arms) == {("majority", "", 0)}
+    assert set(stored_arms.read_stored(tmp_path / "S").arms) == {("majority", "", 0)}
 
 
 # what is killed
@@ -163,44 +163,44 @@ def test_a_run_that_is_killed_goes_on(whole, tmp_path, pause):
             run.send_signal(signal.SIGKILL)
             break
     run.wait(), run.stdout.close()
-    kept = s.read_stored(tmp_path / "S").arms
+    kept = stored_arms.read_stored(tmp_path / "S").arms
     assert 2 <= len(kept) <= 8
     before = made(tmp_path / "S")
     again = s.run_study(TOY, "S", EVERY, out=tmp_path, say=str)
     assert bytes_of(again) == bytes_of(whole)
     assert {k: v for k, v in made(again).items() if k in before} == before  # nothing was run twice
-    assert {p.name for p in again.iterdir()} == set(s.FILES)
+    assert {p.name for p in again.iterdir()} == set(stored_arms.FILES)
 
 
 @pytest.mark.parametrize("written", [1, 2])
 def test_a_write_that_is_cut_between_files_loses_that_arm_only(whole, own, monkeypatch, written):
     "The first one or two of the three files are new, the rest old"
-    stored = s.read_stored(own)
+    stored = stored_arms.read_stored(own)
     del stored.arms["majority", "", 1]
-    s.write_stored(own, stored)
-    for name in s.FILES[:written]:
+    stored_arms.write_stored(own, stored)
+    for name in stored_arms.FILES[:written]:
         shutil.copy(whole / name, own / name)
-    assert set(s.read_stored(own).arms) == set(stored.arms)
+    assert set(stored_arms.read_stored(own).arms) == set(stored.arms)
     assert bytes_of(s.run_study(TOY, "S", EVERY, out=own.parent, say=str)) == bytes_of(whole)
 
 
 # what is damaged or altered
 
 
-@pytest.mark.parametrize("name, harm", [(n, h) for n in s.FILES for h in ("gone", "cut", "empty", "nonsense") if (n, h) != ("run.json", "gone")])  # without its manifest a folder was never run
+@pytest.mark.parametrize("name, harm", [(n, h) for n in stored_arms.FILES for h in ("gone", "cut", "empty", "nonsense") if (n, h) != ("run.json", "gone")])  # without its manifest a folder was never run
 def test_damaged_files_are_one_sentence(own, name, harm):
     path = own / name
     data = path.read_bytes()
     {"gone": path.unlink, "cut": lambda: path.write_bytes(data[: len(data) // 2]), "empty": lambda: path.write_bytes(b""), "nonsense": lambda: path.write_bytes(b"\xff\x00 nonsense")}[harm]()
     with pytest.raises(InputError) as e:
-        s.read_stored(own)
+        stored_arms.read_stored(own)
     assert "restore" in str(e.value) and "\n" not in str(e.value)
 
 
 def test_a_manifest_of_something_else_is_refused(own):
     (own / "run.json").write_text('{"arms": [{"method": "majority"}]}')
     with pytest.raises(InputError, match="does not hold the files of a study"):
-        s.read_stored(own)
+        stored_arms.read_stored(own)
 
 
 def test_an_altered_answer_is_noticed_on_reading(own):
@@ -212,21 +212,21 @@ def test_an_altered_answer_is_noticed_on_reading(own):
     with lzma.open(own / "predictions.jsonl.xz", "wt") as f:
         f.write("\n".join([*lines[:-1], json.dumps(arm)]) + "\n")
     with pytest.raises(InputError, match="were altered after they were written"):
-        s.read_stored(own)
+        stored_arms.read_stored(own)
 
 
 def test_an_altered_score_is_noticed_by_check(own):
-    s.check_study(own)
+    stored_arms.check_study(own)
     table = pd.read_csv(own / "results.csv", keep_default_na=False)
     table.loc[0, "value"] += 0.01
     table.to_csv(own / "results.csv", index=False)
     with pytest.raises(InputError, match="does not follow from its answers"):
-        s.check_study(own)
+        stored_arms.check_study(own)
 
 
 def consistently_altered(folder, key, n=2):
     "The folder with `n` answers of an arm changed, and every hash and score made to fit"
-    stored = s.read_stored(folder)
+    stored = stored_arms.read_stored(folder)
     done = stored.arms[key]
     types = len(stored.about["types"])
     done.answers["predicted"][:n] = [(t + 1) % types for t in done.answers["predicted"][:n]]
@@ -234,13 +234,13 @@ def consistently_altered(folder, key, n=2):
     names = np.array(stored.about["types"])
     again = score_table(names[done.answers["true"]], names[done.answers["predicted"]]).set_index("metric")
     done.rows = done.rows.set_index("metric").assign(**{c: again[c] for c in ("value", "lo", "hi")}).reset_index()[list(done.rows)].dropna(subset="value")
-    s.write_stored(folder, stored)
+    stored_arms.write_stored(folder, stored)
     return folder
 
 
 def test_verify_fails_loudly_on_an_altered_answer(own):
     assert s.verify_study(TOY, "S", "knn-pca", seed=1, out=own.parent)["differ"] == 0
-    s.check_study(consistently_altered(own, ("knn-pca", "", 1)))  # at one with itself
+    stored_arms.check_study(consistently_altered(own, ("knn-pca", "", 1)))  # at one with itself
     with pytest.raises(InputError, match=r"knn-pca, seed 1 of S does not come out as recorded: 2 of 60 cells differ"):
         s.verify_study(TOY, "S", "knn-pca", seed=1, out=own.parent)
     assert s.verify_study(TOY, "S", "knn-pca", seed=1, out=own.parent, tolerance=0.05)["differ"] == 2
@@ -258,7 +258,7 @@ def test_a_map_is_of_the_arm_that_is_recorded(own):
 
 
 def test_loadings_come_from_training_cells_and_controls_leave_them():
-    plan = s.Plan("genept-w[both]", vectors="text+loadings", controls=("permuted-text",))
+    plan = plans.Plan("genept-w[both]", vectors="text+loadings", controls=("permuted-text",))
     bench = s.Bench(replace(TOY, plans={plan.label: plan}), TOY.settings["S"])
     split = bench.split(plan, 0)
     dense = bench.cells[split.train].X.toarray().astype(float)
@@ -281,13 +281,13 @@ def test_verify_refuses_what_was_run_on_something_else(own):
 
 
 @settings(database=None, deadline=None, max_examples=60)
-@given(st.lists(st.integers(3, 40), min_size=2, max_size=6), st.integers(0, 9), st.dictionaries(st.sampled_from(s.CAPS), st.integers(1, 60)), st.integers(0, 12))
+@given(st.lists(st.integers(3, 40), min_size=2, max_size=6), st.integers(0, 9), st.dictionaries(st.sampled_from(plans.CAPS), st.integers(1, 60)), st.integers(0, 12))
 def test_caps_never_move_a_cell(sizes, seed, caps, min_cells):
     labels = np.repeat([f"t{i}" for i in range(len(sizes))], sizes)
     ids = [f"c{i}" for i in np.random.default_rng(seed).permutation(len(labels))]
     stored = make_split(ids, labels, "random", seed)
     try:
-        few = s.capped_split(stored, ids, labels, min_cells, caps)
+        few = plans.capped_split(stored, ids, labels, min_cells, caps)
     except DataError as e:
         assert "raise the cap" in str(e)
         return
@@ -306,7 +306,7 @@ def test_caps_never_move_a_cell(sizes, seed, caps, min_cells):
 
 
 def test_every_setting_of_the_study_can_be_split():
-    study = s.load_study()
+    study = plans.load_study()
     assert set(study.settings) == {"S1", "S2", "S3", "S5b", "S6_5", "S6_20", "S1sub", "S2sub", "S3sub", "S5bsub"}
     data = os.environ.get("SCINTERP_DATA")
     if not data:

@@ -15,7 +15,7 @@ import pandas as pd
 from ..cells.nomenclature import bundled_genes
 from ..core import InputError, atomic_path, versions, write_json
 from ..evaluate.vector_agreement import agreement_table, matching, mean_cosine
-from .study import Study, load_study
+from .plans import Study, load_study
 from ..text.descriptions import TEMPLATES, describe
 from ..text.encoders import encoder as get_encoder
 from ..text.vector_cache import encode_once

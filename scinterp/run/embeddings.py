@@ -31,8 +31,9 @@ from ..evaluate.pl import as_arm, row_name, umap_coordinates
 from ..methods.baselines import highly_variable
 from ..methods.scelmo import term_vectors
 from .experiment import expression_sha256, gene_table, make_method, method_entry
+from .plans import drawn_in_proportion
 from .results import COLUMNS, read_results, write_results
-from .study import _drawn, environment
+from .study import environment
 from .study_report import over_seeds
 from ..text.descriptions import describe_terms
 from ..text.gene_tables import GeneTable
@@ -86,7 +87,7 @@ def drawn_cells(which: CellSet, seed: int, most: int = 1500) -> AnnData:
     if which.shared: good &= {t for t in good if kept[which.batch][labels == t].nunique() > 1}
     at = np.flatnonzero(keep & cells.obs['cell_type'].astype(str).isin(good).to_numpy())
     if not len(at): raise DataError(f'{which.name} has no cells left: check keep, shared and min_cells')
-    return cells[_drawn(at, np.asarray(cells.obs_names, str), cells.obs['cell_type'].to_numpy(str), most, None, np.random.default_rng(seed))].copy()
+    return cells[drawn_in_proportion(at, np.asarray(cells.obs_names, str), cells.obs['cell_type'].to_numpy(str), most, None, np.random.default_rng(seed))].copy()
 
 # %% ../../nbs/run/27_embeddings.ipynb #f54a5f75
 @dataclass

@@ -23,7 +23,9 @@ from ..evaluate.comparisons import VERDICTS, comparison_table, holm, sentence
 from ..evaluate.pl import NOT_RUN, as_arm, row_name
 from .experiment import METHODS, Experiment, load_experiment
 from .results import COLUMNS
-from .study import Plan, Study, load_study, read_stored, study_comparisons, study_maps
+from .plans import Plan, Study, load_study
+from .stored import read_stored
+from .study import study_comparisons, study_maps
 from ..text.encoders import minilm_path
 
 # %% ../../nbs/run/26_study_report.ipynb #6d5c3125
