@@ -124,7 +124,7 @@ def _row_dots(ax, t: pd.DataFrame):
         if np.isnan(r.value): _nothing(ax, i, .02); continue
         ax.plot([r.lo, r.hi], [i, i], color=colour(r.method), lw=1.2, zorder=2)
         ax.plot(r.value, i, MARKS.get(r.control, 'o')[0], ms=5, color=colour(r.method), mfc='white' if r.control else colour(r.method), mew=1.2, zorder=3)
-        ax.text(1.015, i, f'{r.value:.3f}' + (f' ({r.seeds})' if r.seeds < r.of else ''), transform=ax.get_yaxis_transform(), va='center', fontsize=7)
+        ax.text(1.015, i, f'{r.value:.3f}' + (f' ({int(r.seeds)})' if r.seeds < r.of else ''), transform=ax.get_yaxis_transform(), va='center', fontsize=7)
 
 # %% ../../nbs/evaluate/20_plots.ipynb #647af7bd
 def study_panels(table: pd.DataFrame, # one row a setting and arm: setting, method, control, value (NaN: not run), lo, hi, seeds, of (how many seeds are planned)

@@ -78,6 +78,7 @@ def _publish(draft: Path, out: Path, parameters: dict):
     for i, cell in enumerate(nb.cells):
         tags = [t for t in cell.metadata.get('tags', []) if t in ('parameters', 'injected-parameters')]
         cell.metadata = nbformat.NotebookNode(tags=tags) if tags else nbformat.NotebookNode(); cell.id = f'cell-{i}'
+        if cell.cell_type == 'code': cell.outputs = [o for o in cell.outputs if o.get('data', {}).get('text/markdown') != ''] # nothing to say: a builder would print the object instead
         if 'injected-parameters' in tags: cell.source = '# Parameters\n' + '\n'.join(f'{k} = {v!r}' for k, v in _portable(parameters).items())
     nb.cells.insert(0, nbformat.v4.new_raw_cell('---\nskip_exec: true\n---', id='skip'))
     with atomic_path(out) as tmp: nbformat.write(nb, tmp)
