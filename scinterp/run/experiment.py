@@ -10,7 +10,6 @@ __all__ = ['METHODS', 'Entry', 'method_entry', 'make_method', 'Experiment', 'loa
 # %% ../../nbs/run/20_experiment.ipynb #395a9d88
 import hashlib, importlib, json, platform, shutil, time
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +22,13 @@ from tqdm.auto import tqdm
 
 from ..cells import datasets
 from ..cells.splits import Split, part_names
-from ..core import DataError, InputError, atomic_path, cache_dir, digest, code_sha256, file_sha256, shipped_config, write_json
+from ..core import DataError, InputError, atomic_path, cache_dir, digest, code_sha256, shipped_config, write_json
 from ..evaluate.metrics import embedding_scores, paired_difference, score_table
 from ..evaluate.pl import umap_coordinates
 from ..methods.controls import with_control
 from ..methods.protocol import Method
 from ..methods.backbones import frozen_precision
-from .results import read_results, write_results
+from .results import read_manifest, read_results, write_run
 from ..text.encoders import MINILM_SHA256
 from ..text.gene_tables import GeneTable
 
@@ -206,7 +205,7 @@ class Run:
     folder: Path
 
     @cached_property
-    def manifest(self) -> dict: return json.loads((self.folder/'run.json').read_text())
+    def manifest(self) -> dict: return read_manifest(self.folder)
     @cached_property
     def results(self) -> pd.DataFrame: return read_results(self.folder/'results.csv')
     @cached_property
@@ -224,10 +223,9 @@ def run(self: Experiment, folder, progress: bool = False) -> Run:
     bar = tqdm(arms, desc='methods and controls', disable=not progress, unit='arm')
     for arm in bar: bar.set_postfix_str(arm.label); done.append(self.run_arm(arm, material, folder, progress))
     for other in set((folder/'arms').iterdir()) - set(done): shutil.rmtree(other) # of another profile, or of code that has changed
-    write_results(folder/'results.csv', pd.concat([_arm_results(self, a, d, material, manifest) for a, d in zip(arms, done)]))
     _write_predictions(folder/'predictions.csv', arms, done); _write_maps(self, folder/'maps.csv', arms, done, material)
-    write_json(folder/'run.json', dict(scinterp=version('scinterp'), manifest=manifest, identity=identity, made=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-               seconds=sum(json.loads((d/'arm.json').read_text())['seconds'] for d in done), machine=machine(), files={f: file_sha256(folder/f) for f in ('results.csv', 'predictions.csv', 'maps.csv')}))
+    rows = pd.concat([_arm_results(self, a, d, material) for a, d in zip(arms, done)]); seconds = sum(json.loads((d/'arm.json').read_text())['seconds'] for d in done)
+    write_run(folder, rows, identity, ('predictions.csv', 'maps.csv'), scinterp=version('scinterp'), seconds=seconds, machine=machine())
     return Run(folder)
 
 # %% ../../nbs/run/20_experiment.ipynb #552dd3b6
@@ -249,12 +247,12 @@ def separation_rows(Z: np.ndarray, labels) -> pd.DataFrame: # metric, value, lo,
     rows = [(m, v, np.nan, np.nan, len(Z)) for m, v in embedding_scores(Z, labels).items()]
     return pd.DataFrame(rows, columns=['metric', 'value', 'lo', 'hi', 'n']).astype({'lo': float, 'hi': float})
 
-def _arm_results(self: Experiment, arm: Arm, at: Path, material: Material, manifest: str) -> pd.DataFrame:
+def _arm_results(self: Experiment, arm: Arm, at: Path, material: Material) -> pd.DataFrame: # without `manifest`
     "Rows of the result table for one arm: the scores, and how its vectors separate the test cells"
     answers = pd.read_csv(at/'predictions.csv', dtype=str, keep_default_na=False); rows = score_table(answers.true, answers.predicted)
     if (at/'embedding.npy').is_file(): rows = pd.concat([rows, separation_rows(np.load(at/'embedding.npy')[material.splits[arm.seed].test], answers.true)])
     note = dict(dataset=self.dataset, split=self.split, seed=arm.seed, method=arm.method, control=arm.control)
-    return rows.assign(**note, seconds=json.loads((at/'arm.json').read_text())['seconds'], manifest=manifest)
+    return rows.assign(**note, seconds=json.loads((at/'arm.json').read_text())['seconds'])
 
 # %% ../../nbs/run/20_experiment.ipynb #b6b13a11
 def _write_predictions(path, arms, done):

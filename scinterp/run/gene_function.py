@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from ..core import InputError, atomic_path, file_sha256, versions, write_json
+from ..core import InputError, atomic_path, file_sha256, versions
 from ..evaluate.metrics import paired_difference, score_table
 from ..evaluate.pl import row_name, umap_coordinates
 from ..methods.genept import knn_head
 from .gene_tasks import feature_tables, finding, gene_task_config, read_classes, task_files
-from .results import write_results
+from .results import write_run
 
 # %% ../../nbs/run/33_gene_function.ipynb #c5444e77
 def by_neighbours(X, # genes x features
@@ -62,6 +62,5 @@ def run_gene_function(out, # folder for results.csv, maps.csv and run.json
     rows = function_rows(made, labels, train, test); some = pd.Series(test).sample(min(mapped, len(test)), random_state=0).to_numpy()
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out/'maps.csv') as tmp: gene_maps(made, labels, some).to_csv(tmp, index=False, float_format='%.3f')
-    manifest = dict(paper='scelmo', text=config['text'], encoders=config['encoders'], genes=len(told), classes=int(told.label.nunique()), files={path.name: file_sha256(path)}, versions=versions('scinterp', 'scikit-learn', 'umap-learn', 'torch', 'transformers'))
-    write_json(out/'run.json', manifest); rows = rows.assign(dataset=task['name'], split='70/30', seed=task['seed'], manifest=file_sha256(out/'run.json')[:16]); write_results(out/'results.csv', rows)
-    return rows
+    manifest = dict(paper='scelmo', text=config['text'], encoders=config['encoders'], genes=len(told), classes=int(told.label.nunique()), inputs={path.name: file_sha256(path)}, versions=versions('scinterp', 'scikit-learn', 'umap-learn', 'torch', 'transformers'))
+    return write_run(out, rows.assign(dataset=task['name'], split='70/30', seed=task['seed']), manifest, ['maps.csv'])

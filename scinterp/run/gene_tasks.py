@@ -18,12 +18,12 @@ from sklearn.model_selection import train_test_split
 from tqdm.auto import tqdm
 
 from ..cells.identifiers import match_genes
-from ..core import InputError, file_sha256, shipped_config, write_json
+from ..core import InputError, file_sha256, shipped_config
 from ..evaluate.gene_level import auc_table, gene_classifier, gene_weights, out_of_fold, pair_weights, text_length
 from ..evaluate.metrics import score_table
 from ..evaluate.pl import metric_name
 from .report import stands, tallied
-from .results import write_results
+from .results import write_run
 from ..text.descriptions import describe
 from ..text.gene_tables import GeneTable
 
@@ -170,9 +170,8 @@ def run_gene_tasks(out, # folder for results.csv and run.json
 def _write(out: Path, table: pd.DataFrame, tasks, text: dict, profile: str, n_genes: int) -> pd.DataFrame:
     "Write the result table and its manifest"
     files = {f.name: file_sha256(f) for t in tasks for f in task_files(t['name'])}
-    manifest = dict(paper='genept', profile=profile, text=text, genes=n_genes, files=files, versions={p: version(p) for p in ('scinterp', 'scikit-learn', 'torch', 'transformers')})
-    write_json(out/'run.json', manifest); table = table.assign(manifest=file_sha256(out/'run.json')[:16]); write_results(out/'results.csv', table)
-    return table
+    manifest = dict(paper='genept', profile=profile, text=text, genes=n_genes, inputs=files, versions={p: version(p) for p in ('scinterp', 'scikit-learn', 'torch', 'transformers')})
+    return write_run(out, table, manifest)
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #a4fe0cbf
 def task_titles() -> dict[str, str]:

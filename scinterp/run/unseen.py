@@ -23,11 +23,11 @@ from ..cells.datasets import load
 from ..cells.nomenclature import SPECIES, cell_types, names_source
 from ..cells.normalise import log_normalised
 from ..cells.splits import cells_sha256
-from ..core import InputError, atomic_path, code_sha256, file_sha256, shipped, shipped_config, versions, write_json
+from ..core import InputError, atomic_path, code_sha256, file_sha256, shipped, shipped_config, versions
 from ..evaluate.metrics import paired_difference, score_table
 from ..methods.label_text import LabelText, Markers, label_texts, learn_weights, marker_weights, pair_features, refined, text_similarity
 from .report import in_words
-from .results import write_results
+from .results import write_run
 from ..text.encoders import encoder
 from ..text.gene_tables import GeneTable
 from scipy.special import softmax
@@ -234,8 +234,7 @@ def _write(out: Path, table: pd.DataFrame, pairs: pd.DataFrame, profile: str, so
     manifest = dict(paper='scinterpreter', profile=profile, **shas, cells={k: v['cells_sha256'] for k, v in sources.items()},
                     names={k: names_source(k)[0] for k in (*SPECIES, 'orthologs')},
                     versions=versions('scinterp', 'numpy', 'scipy', 'scikit-learn', 'torch', 'transformers'))
-    write_json(out/'run.json', manifest); table = table.assign(manifest=file_sha256(out/'run.json')[:16]); write_results(out/'results.csv', table)
-    return table
+    return write_run(out, table, manifest, ['pairs.csv'])
 
 # %% ../../nbs/run/24_unseen.ipynb #486392af
 def set_summary(table: pd.DataFrame, split: str = 'left-out', metric: str = 'unseen_accuracy') -> pd.DataFrame: # dataset, method, control, value, lo, hi
