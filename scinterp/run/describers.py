@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ..cells.nomenclature import bundled_genes
-from ..core import InputError, atomic_path, versions, write_json
+from ..core import InputError, atomic_path, digest, versions
 from ..evaluate.vector_agreement import agreement_table, matching, mean_cosine
 from .plans import Study, load_study
+from .results import write_manifest
 from ..text.descriptions import TEMPLATES, describe
 from ..text.encoders import encoder as get_encoder
 from ..text.vector_cache import encode_once
@@ -64,7 +65,7 @@ def agreements(vectors: dict, k: int = 10, one_space: bool = True) -> pd.DataFra
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/run/32_describers.ipynb #69326e94
-def run_describers(out, # folder for agreement.csv, geometry.csv and describers.json
+def run_describers(out, # folder for agreement.csv, geometry.csv and run.json
                    study: Study | None = None, encoders=('minilm', 'tfidf'), genes=None, # default: human genes that this project describes
                    species: str = 'human', chat=None) -> pd.DataFrame: # of agreement
     "Compare the describers of a study on genes that all of them describe"
@@ -76,7 +77,8 @@ def run_describers(out, # folder for agreement.csv, geometry.csv and describers.
     for name, tables in dict(agreement=both, geometry=shapes).items():
         out.mkdir(parents=True, exist_ok=True)
         with atomic_path(out/f'{name}.csv') as tmp: pd.concat(tables).to_csv(tmp, index=False, float_format='%.5f')
-    write_json(out/'describers.json', dict(genes=len(told), asked=len(genes), species=species, encoders=list(encoders), versions=versions('scinterp', 'scikit-learn', 'torch', 'transformers')))
+    identity = dict(texts_sha256=digest(told.to_dict('list')), genes=len(told), asked=len(genes), species=species, encoders=list(encoders), versions=versions('scinterp', 'scikit-learn', 'torch', 'transformers'))
+    write_manifest(out, identity, ['agreement.csv', 'geometry.csv'], made_by='describers')
     return pd.concat(both, ignore_index=True)
 
 # %% ../../nbs/run/32_describers.ipynb #55a58fff

@@ -225,7 +225,7 @@ def run(self: Experiment, folder, progress: bool = False) -> Run:
     for other in set((folder/'arms').iterdir()) - set(done): shutil.rmtree(other) # of another profile, or of code that has changed
     _write_predictions(folder/'predictions.csv', arms, done); _write_maps(self, folder/'maps.csv', arms, done, material)
     rows = pd.concat([_arm_results(self, a, d, material) for a, d in zip(arms, done)]); seconds = sum(json.loads((d/'arm.json').read_text())['seconds'] for d in done)
-    write_run(folder, rows, identity, ('predictions.csv', 'maps.csv'), scinterp=version('scinterp'), seconds=seconds, machine=machine())
+    write_run(folder, rows, identity, ('predictions.csv', 'maps.csv'), made_by='experiment', scinterp=version('scinterp'), seconds=seconds, machine=machine())
     return Run(folder)
 
 # %% ../../nbs/run/20_experiment.ipynb #552dd3b6

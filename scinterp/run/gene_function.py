@@ -62,5 +62,5 @@ def run_gene_function(out, # folder for results.csv, maps.csv and run.json
     rows = function_rows(made, labels, train, test); some = pd.Series(test).sample(min(mapped, len(test)), random_state=0).to_numpy()
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out/'maps.csv') as tmp: gene_maps(made, labels, some).to_csv(tmp, index=False, float_format='%.3f')
-    manifest = dict(paper='scelmo', text=config['text'], encoders=config['encoders'], genes=len(told), classes=int(told.label.nunique()), inputs={path.name: file_sha256(path)}, versions=versions('scinterp', 'scikit-learn', 'umap-learn', 'torch', 'transformers'))
-    return write_run(out, rows.assign(dataset=task['name'], split='70/30', seed=task['seed']), manifest, ['maps.csv'])
+    manifest = dict(paper='scelmo', text=config['text'], encoders=config['encoders'], asked=genes, genes=len(told), classes=int(told.label.nunique()), inputs={path.name: file_sha256(path)}, versions=versions('scinterp', 'scikit-learn', 'umap-learn', 'torch', 'transformers'))
+    return write_run(out, rows.assign(dataset=task['name'], split='70/30', seed=task['seed']), manifest, ['maps.csv'], made_by='gene_function')

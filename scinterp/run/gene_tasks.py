@@ -171,7 +171,7 @@ def _write(out: Path, table: pd.DataFrame, tasks, text: dict, profile: str, n_ge
     "Write the result table and its manifest"
     files = {f.name: file_sha256(f) for t in tasks for f in task_files(t['name'])}
     manifest = dict(paper='genept', profile=profile, text=text, genes=n_genes, inputs=files, versions={p: version(p) for p in ('scinterp', 'scikit-learn', 'torch', 'transformers')})
-    return write_run(out, table, manifest)
+    return write_run(out, table, manifest, made_by='gene_tasks')
 
 # %% ../../nbs/run/25_gene_tasks.ipynb #a4fe0cbf
 def task_titles() -> dict[str, str]:

@@ -234,7 +234,7 @@ def _write(out: Path, table: pd.DataFrame, pairs: pd.DataFrame, profile: str, so
     manifest = dict(paper='scinterpreter', profile=profile, **shas, cells={k: v['cells_sha256'] for k, v in sources.items()},
                     names={k: names_source(k)[0] for k in (*SPECIES, 'orthologs')},
                     versions=versions('scinterp', 'numpy', 'scipy', 'scikit-learn', 'torch', 'transformers'))
-    return write_run(out, table, manifest, ['pairs.csv'])
+    return write_run(out, table, manifest, ['pairs.csv'], made_by='unseen')
 
 # %% ../../nbs/run/24_unseen.ipynb #486392af
 def set_summary(table: pd.DataFrame, split: str = 'left-out', metric: str = 'unseen_accuracy') -> pd.DataFrame: # dataset, method, control, value, lo, hi
