@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'FILES', 'CellSet', 'Vectors', 'EmbeddingStudy', 'load_embeddings', 'drawn_cells', 'Desk',
-           'chosen_vectors', 'run_embeddings', 'verify_embeddings', 'write_maps', 'embedding_results', 'over_draws',
-           'embedding_card', 'embedding_differences', 'spoken_differences', 'main']
+           'chosen_vectors', 'run_embeddings', 'check_embeddings', 'verify_embeddings', 'write_maps',
+           'embedding_results', 'over_draws', 'embedding_card', 'embedding_differences', 'spoken_differences', 'main']
 
 # %% ../../nbs/run/27_embeddings.ipynb #7169e029
 import argparse, importlib, json, sys, time, tomllib
@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ..cells import datasets
 from ..cells.normalise import log_normalised
-from ..core import DataError, InputError, digest, shipped, write_json
+from ..core import DataError, InputError, atomic_path, digest, one_of, shipped, write_json
 from ..evaluate.clustering import cluster_scores
 from ..evaluate.comparisons import sentence, verdict
 from ..evaluate.integration import harmony, integration_scores
@@ -33,6 +33,7 @@ from ..methods.scelmo import term_vectors
 from .experiment import expression_sha256, gene_table, make_method, method_entry
 from .plans import drawn_in_proportion
 from .results import COLUMNS, read_results, write_results
+from .stored import lock_of
 from .study import environment
 from .study_report import over_seeds
 from ..text.descriptions import describe_terms
@@ -50,6 +51,7 @@ class CellSet:
     shared: bool = False # only types that are in two batches
     min_cells: int = 10 # of a type
 
+# %% ../../nbs/run/27_embeddings.ipynb #a68728a7
 @dataclass(frozen=True)
 class Vectors:
     "A kind of vector: method or baseline, its controls, and what is done to its table or added to its cells"
@@ -60,6 +62,7 @@ class Vectors:
     term: str = '' # text added to each cell: 'true' (of its type) or 'dealt' (of another cell's)
     optional: bool = False
 
+# %% ../../nbs/run/27_embeddings.ipynb #fa961ce8
 @dataclass(frozen=True)
 class EmbeddingStudy:
     "A config: sets and arms by name, the texts, seeds, how many cells"
@@ -74,20 +77,26 @@ def load_embeddings(path=None # default: data/configs/embeddings.toml
                    ) -> EmbeddingStudy:
     "Read the config; raises `InputError` for a key that means nothing"
     path = Path(path) if path else shipped('configs', 'embeddings.toml'); config = tomllib.loads(path.read_text(encoding='utf-8'))
-    try: return EmbeddingStudy({n: CellSet(n, **s) for n, s in config.pop('sets').items()}, {n: Vectors(n, **a) for n, a in config.pop('arms').items()}, **config)
+    try:
+        sets, arms = ({n: kind(n, **v) for n, v in config.pop(part).items()} for part, kind in (('sets', CellSet), ('arms', Vectors)))
+        return EmbeddingStudy(sets, arms, **config)
     except (TypeError, KeyError) as e: raise InputError(f'{path.name} is not a config of embeddings: {e}') from None
 
 # %% ../../nbs/run/27_embeddings.ipynb #16485f50
 def drawn_cells(which: CellSet, seed: int, most: int = 1500) -> AnnData:
     "The cells of a set under a seed, in proportion to their types; raises `DataError` if none are left"
-    cells = datasets.load(which.dataset); keep = np.ones(cells.n_obs, bool)
-    if missing := [c for c in (*which.keep, *filter(None, [which.batch])) if c not in cells.obs]: raise DataError(f'{which.dataset} has no column {missing[0]!r}: check keep and batch of {which.name}')
-    for column, values in which.keep.items(): keep &= cells.obs[column].isin(values).to_numpy()
-    kept = cells.obs[keep]; labels = kept['cell_type'].to_numpy(str); sizes = pd.Series(labels).value_counts(); good = set(sizes.index[sizes >= which.min_cells])
-    if which.shared: good &= {t for t in good if kept[which.batch][labels == t].nunique() > 1}
-    at = np.flatnonzero(keep & cells.obs['cell_type'].astype(str).isin(good).to_numpy())
+    cells = datasets.load(which.dataset); columns = (*which.keep, *filter(None, [which.batch]))
+    if missing := [c for c in columns if c not in cells.obs]: raise DataError(f'{which.dataset} has no column {missing[0]!r}: check keep and batch of {which.name}')
+    at, labels = _wanted(cells, which), cells.obs['cell_type'].to_numpy(str)
     if not len(at): raise DataError(f'{which.name} has no cells left: check keep, shared and min_cells')
-    return cells[drawn_in_proportion(at, np.asarray(cells.obs_names, str), cells.obs['cell_type'].to_numpy(str), most, None, np.random.default_rng(seed))].copy()
+    return cells[drawn_in_proportion(at, np.asarray(cells.obs_names, str), labels, most, None, np.random.default_rng(seed))].copy()
+
+def _wanted(cells: AnnData, which: CellSet) -> np.ndarray:
+    "Positions of the cells of a set: in the kept groups, of a type with enough cells there, and in two batches if types must be shared"
+    keep = np.logical_and.reduce([np.ones(cells.n_obs, bool), *(cells.obs[c].isin(v) for c, v in which.keep.items())])
+    kept = cells.obs[keep].assign(cell_type=lambda t: t.cell_type.astype(str)); types = kept.groupby('cell_type'); good = types.size() >= which.min_cells
+    if which.shared: good &= types[which.batch].nunique() > 1
+    return np.flatnonzero(keep & cells.obs['cell_type'].astype(str).isin(good.index[good]).to_numpy())
 
 # %% ../../nbs/run/27_embeddings.ipynb #f54a5f75
 @dataclass
@@ -118,7 +127,7 @@ class Desk:
 @patch
 def table(self: Desk, arm: Vectors) -> GeneTable:
     "The table of an arm: the first text, or both joined; raises `InputError` for a join that is none"
-    if arm.join not in ('', 'sum', 'concat'): raise InputError(f"join must be 'sum' or 'concat', not {arm.join!r}")
+    if arm.join: one_of('join', arm.join, ('sum', 'concat'))
     first, second = self.tables[0], self.tables[1] if arm.join else None
     return first.add(second) if arm.join == 'sum' else first.concat(second) if arm.join else first
 
@@ -141,13 +150,15 @@ def vectors(self: Desk, arm: Vectors, control: str = '') -> np.ndarray:
     "The vectors of the cells under an arm and a control"
     base = arm.label.partition('[')[0]
     if base in BASELINES: return BASELINES[base](self)
-    method = make_method(base, self.table(arm) if method_entry(base).table else None, control, self.seed, **arm.settings); Z = method.embed(self.cells)
+    table = self.table(arm) if method_entry(base).table else None
+    Z = make_method(base, table, control, self.seed, **arm.settings).embed(self.cells)
     return Z + self.term(arm) if arm.term else Z
 
 @patch
 def term(self: Desk, arm: Vectors) -> np.ndarray:
     "The vector of the text about each cell's own type, or with 'dealt' about that of another cell"
-    values = np.random.default_rng(self.seed).permutation(self.labels) if arm.term == 'dealt' else self.labels; told = describe_terms(np.unique(self.labels))
+    values = np.random.default_rng(self.seed).permutation(self.labels) if arm.term == 'dealt' else self.labels
+    told = describe_terms(np.unique(self.labels))
     return term_vectors(values, dict(zip(told.term, told.text)), self.study.text['encoder'])
 
 # %% ../../nbs/run/27_embeddings.ipynb #d4eeb4ef
@@ -155,68 +166,99 @@ def term(self: Desk, arm: Vectors) -> np.ndarray:
 def identity(self: Desk, arm: Vectors, control: str) -> dict:
     "What decides an arm's scores, apart from code"
     base = arm.label.partition('[')[0]; reads = base not in BASELINES and method_entry(base).table
-    return dict(arm={k: v for k, v in asdict(arm).items() if k not in ('controls', 'optional')}, control=control, seed=self.seed, batch=self.which.batch, cells=self.cells_sha256,
-                table=self.table(arm).sha256 if reads else '')
+    told = {k: v for k, v in asdict(arm).items() if k not in ('controls', 'optional')}; table = self.table(arm).sha256 if reads else ''
+    return dict(arm=told, control=control, seed=self.seed, batch=self.which.batch, cells=self.cells_sha256, table=table)
 
 @patch
 def rows(self: Desk, arm: Vectors, control: str = '') -> pd.DataFrame:
     "The scores of an arm as rows of the result table"
     start = time.perf_counter(); Z = self.vectors(arm, control); seconds = time.perf_counter() - start
     found = integration_scores(Z, self.labels, self.batches, self.pca) if self.which.batch else cluster_scores(Z, self.labels)
-    note = dict(dataset=self.which.dataset, split=f'drawn[{self.which.name}]', seed=self.seed, method=arm.label, control=control, lo=np.nan, hi=np.nan, n=len(Z), seconds=round(seconds, 2), manifest=digest(self.identity(arm, control))[:12])
+    note = dict(dataset=self.which.dataset, split=f'drawn[{self.which.name}]', seed=self.seed, method=arm.label, control=control, n=len(Z))
+    note |= dict(lo=np.nan, hi=np.nan, seconds=round(seconds, 2), manifest=digest(self.identity(arm, control))[:12])
     return pd.DataFrame([dict(metric=m, value=float(v)) for m, v in found.items()]).assign(**note)[list(COLUMNS)]
 
 # %% ../../nbs/run/27_embeddings.ipynb #ce397ae1
-FILES = ('results.csv', 'run.json')
-
 def chosen_vectors(study: EmbeddingStudy, arms=None, which: CellSet | None = None) -> list[tuple[Vectors, str]]: # arm, control
     "Arms and controls: those that are named, else all but the optional ones; raises `InputError` for a name that is none"
     wanted = []
     for name in arms or [n for n, a in study.arms.items() if not a.optional]:
-        label, control = as_arm(name)
-        if label not in study.arms: raise InputError(f"no arm {label!r}: choose from {', '.join(study.arms)}")
+        label, control = as_arm(name); one_of('arm', label, study.arms)
         wanted += [(label, c) for c in ([control] if control else ['', *study.arms[label].controls])]
-    return [(a, c) for a, c in ((study.arms[l], c) for l, c in dict.fromkeys(wanted)) if a.label != 'harmony' or which is None or which.batch] # without batches there is nothing to correct
+    pairs = [(study.arms[l], c) for l, c in dict.fromkeys(wanted)]
+    return [(a, c) for a, c in pairs if a.label != 'harmony' or which is None or which.batch] # without batches there is nothing to correct
+
+# %% ../../nbs/run/27_embeddings.ipynb #7041c6b3
+FILES = ('results.csv', 'run.json')
+
+def _recorded(folder: Path) -> pd.DataFrame:
+    "The rows of a set so far"
+    at = folder/FILES[0]
+    return read_results(at) if at.is_file() else pd.DataFrame(columns=list(COLUMNS))
+
+def _rows_sha256(rows: pd.DataFrame) -> str:
+    "SHA-256 of what an arm's rows say, as the table keeps it"
+    return digest(sorted((m, f'{v:.6g}', int(n)) for m, v, n in zip(rows.metric, rows.value, rows.n)))
 
 def _keep(folder: Path, table: pd.DataFrame, identity: dict):
-    "Put the rows of an arm among those of its set, in the place of older ones"
-    at = folder/FILES[0]; manifest = json.loads((folder/FILES[1]).read_text()) if (folder/FILES[1]).is_file() else dict(arms={})
-    old = read_results(at) if at.is_file() else table[:0]; key = ['seed', 'method', 'control']; new = table.iloc[0]
-    rest = old[~((old[key] == new[key].tolist()).all(axis=1))]; both = pd.concat([rest, table]) if len(rest) else table
-    write_results(at, both.sort_values(['method', 'control', 'seed'], kind='stable'))
-    manifest['arms'][new.manifest] = identity | dict(environment=environment(), made=datetime.now(timezone.utc).isoformat(timespec='seconds')); used = set(both.manifest)
-    write_json(folder/FILES[1], dict(arms={k: v for k, v in sorted(manifest['arms'].items()) if k in used}))
+    "Put the rows of an arm among those of its set, in the place of older ones; others may do so at the same time"
+    at, key, new = folder/FILES[1], ['seed', 'method', 'control'], table.iloc[0]; environs = dict(environment=environment())
+    with lock_of(folder):
+        old = _recorded(folder); rest = old[~(old[key] == new[key].tolist()).all(axis=1)]; both = pd.concat([rest, table]) if len(rest) else table
+        arms = json.loads(at.read_text(encoding='utf-8'))['arms'] if at.is_file() else {}
+        note = dict(made=datetime.now(timezone.utc).isoformat(timespec='seconds'), rows_sha256=_rows_sha256(table)); arms[new.manifest] = identity | environs | note; used = set(both.manifest)
+        write_json(at, dict(arms={k: v for k, v in sorted(arms.items()) if k in used}))
+        write_results(folder/FILES[0], both.sort_values(['method', 'control', 'seed'], kind='stable'))
 
+# %% ../../nbs/run/27_embeddings.ipynb #54cc6769
 def run_embeddings(study: EmbeddingStudy, name: str, arms=None, seeds=None, out='data/results/embeddings', say=print) -> Path: # the folder of the set
     "Run the arms of a set that are not recorded yet, each kept at once; raises `InputError` at the end if some could not be run"
-    which, folder, failed = study.sets[name], Path(out)/name, []; folder.mkdir(parents=True, exist_ok=True)
+    one_of('set', name, study.sets); which, folder, failed = study.sets[name], Path(out)/name, []; chosen = chosen_vectors(study, arms, which)
     for seed in study.seeds if seeds is None else seeds:
         desk = Desk(study, which, seed)
-        for arm, control in chosen_vectors(study, arms, which):
-            known = set(read_results(folder/FILES[0]).manifest) if (folder/FILES[0]).is_file() else set(); identity = desk.identity(arm, control)
-            if digest(identity)[:12] in known: continue
+        for arm, control in chosen:
+            identity = desk.identity(arm, control); told = f'{row_name(arm.label, control)}, seed {seed}'
+            if digest(identity)[:12] in set(_recorded(folder).manifest): continue
             try: table = desk.rows(arm, control)
-            except InputError as e: failed.append(f'{row_name(arm.label, control)}, seed {seed}'); say(f'{name}: {failed[-1]} could not be run: {e}'); continue
-            _keep(folder, table, identity); say(f"{name}: {row_name(arm.label, control)}, seed {seed}: nmi {table.set_index('metric').value['nmi']:.3f}")
+            except InputError as e: failed.append(told); say(f'{name}: {told} could not be run: {e}'); continue
+            _keep(folder, table, identity); say(f"{name}: {told}: nmi {table.set_index('metric').value['nmi']:.3f}")
     if failed: raise InputError(f"{len(failed)} arms of {name} could not be run: {'; '.join(failed)}")
     return folder
 
+# %% ../../nbs/run/27_embeddings.ipynb #a7473be0
+_NOTES = ('environment', 'made', 'rows_sha256')
+
+def check_embeddings(folder) -> int: # arms
+    "Raise `InputError` if rows were changed after they were written, or are without a record"
+    folder = Path(folder); arms = json.loads((folder/FILES[1]).read_text(encoding='utf-8'))['arms']; mend = 'restore the files from the repository'; rows = dict(list(_recorded(folder).groupby('manifest')))
+    if set(rows) != set(arms): raise InputError(f'{folder.name}: results.csv and run.json do not speak of the same arms: {mend}')
+    for key, record in arms.items():
+        name = f'{row_name(rows[key].method.iloc[0], rows[key].control.iloc[0])}, seed {rows[key].seed.iloc[0]}'
+        if digest({k: v for k, v in record.items() if k not in _NOTES})[:12] != key: raise InputError(f'{folder.name}: the record of {name} was changed after it was written: {mend}')
+        if record['rows_sha256'] != _rows_sha256(rows[key]): raise InputError(f'{folder.name}: the scores of {name} were changed after they were written: {mend}')
+    return len(arms)
+
 # %% ../../nbs/run/27_embeddings.ipynb #d503b03b
-def verify_embeddings(study: EmbeddingStudy, name: str, arm: str, control: str = '', seed: int = 0, out='data/results/embeddings', tolerance: float = 1e-3) -> dict: # metric: recorded, now
+def verify_embeddings(study: EmbeddingStudy, name: str, arm: str, control: str = '', seed: int = 0,
+                      out='data/results/embeddings', tolerance: float = 1e-3) -> dict: # metric: recorded, now
     "Run one arm again; raises `InputError` if a score does not come out as recorded"
-    old = read_results(Path(out)/name/FILES[0]); old = old[(old.method == arm) & (old.control == control) & (old.seed == seed)].set_index('metric').value
-    if old.empty: raise InputError(f'{name} has no record of {row_name(arm, control)}, seed {seed}: run it first')
+    one_of('set', name, study.sets); one_of('arm', arm, study.arms); told = f'{row_name(arm, control)}, seed {seed}'; old = _recorded(Path(out)/name)
+    old = old[(old.method == arm) & (old.control == control) & (old.seed == seed)].set_index('metric').value
+    if old.empty: raise InputError(f'{name} has no record of {told}: run it first')
     now = Desk(study, study.sets[name], seed).rows(study.arms[arm], control).set_index('metric').value
     for m in old.index:
-        if not np.isclose(old[m], now[m], atol=tolerance, rtol=0, equal_nan=True): raise InputError(f'{m} of {row_name(arm, control)}, seed {seed}, of {name} comes out as {now[m]:.4f} instead of {old[m]:.4f}')
+        if np.isclose(old[m], now[m], atol=tolerance, rtol=0, equal_nan=True): continue
+        raise InputError(f'{m} of {told}, of {name} comes out as {now[m]:.4f} instead of {old[m]:.4f}')
     return {m: (float(old[m]), float(now[m])) for m in old.index}
 
 # %% ../../nbs/run/27_embeddings.ipynb #f57d2bf9
-def write_maps(study: EmbeddingStudy, name: str, arms=('pca', 'genept-w', 'scelmo-aa', 'scelmo-wa'), seed: int = 0, out='data/results/embeddings') -> pd.DataFrame: # embedding, x, y, cell_type, part
+def write_maps(study: EmbeddingStudy, name: str, arms=('pca', 'genept-w', 'scelmo-aa', 'scelmo-wa'), seed: int = 0,
+               out='data/results/embeddings') -> pd.DataFrame: # embedding, x, y, cell_type, part
     "UMAP coordinates of some arms, written to maps.csv"
-    desk = Desk(study, study.sets[name], seed); one = lambda a: pd.DataFrame(umap_coordinates(desk.vectors(study.arms[a])), columns=['x', 'y']).assign(embedding=a, cell_type=desk.labels, part='test')
-    table = pd.concat([one(a) for a in arms])[['embedding', 'x', 'y', 'cell_type', 'part']]; folder = Path(out)/name; folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder/'maps.csv', index=False, float_format='%.3f')
+    one_of('set', name, study.sets); desk = Desk(study, study.sets[name], seed)
+    one = lambda a: pd.DataFrame(umap_coordinates(desk.vectors(study.arms[a])), columns=['x', 'y']).assign(embedding=a, cell_type=desk.labels, part='test')
+    table = pd.concat([one(one_of('arm', a, study.arms)) for a in arms])[['embedding', 'x', 'y', 'cell_type', 'part']]
+    with atomic_path(Path(out)/name/'maps.csv') as tmp: table.to_csv(tmp, index=False, float_format='%.3f')
     return table
 
 # %% ../../nbs/run/27_embeddings.ipynb #595128d7
@@ -226,6 +268,7 @@ def embedding_results(out=None) -> pd.DataFrame: # the result table, with `set`
     tables = [read_results(p).assign(set=p.parent.name) for p in sorted(out.glob(f'*/{FILES[0]}'))]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*COLUMNS, 'set'])
 
+# %% ../../nbs/run/27_embeddings.ipynb #578f2836
 def over_draws(table: pd.DataFrame, # of `embedding_results`
                study: EmbeddingStudy, metric: str, arms=None, sets=None) -> pd.DataFrame: # setting, method, control, value, lo, hi, seeds, of
     "One row a set and arm, run or not, as `pl.study_panels` wants it"
@@ -242,13 +285,16 @@ def embedding_card(table: pd.DataFrame, metrics, arms=None) -> pd.DataFrame: # a
     wide = t.pivot_table('value', ['arm'], 'metric', sort=False)[list(metrics)].round(3); wide['seeds'] = t.groupby('arm').seed.nunique()
     return wide.loc[[a for a in (arms or wide.index) if a in wide.index]]
 
-def embedding_differences(table: pd.DataFrame, pairs, metric: str = 'nmi', margin: float = .01) -> pd.DataFrame: # set, a, b, metric, value, lo, hi, seeds, verdict
+# %% ../../nbs/run/27_embeddings.ipynb #527251ae
+def embedding_differences(table: pd.DataFrame, pairs, metric: str = 'nmi',
+                          margin: float = .01) -> pd.DataFrame: # set, a, b, metric, value, lo, hi, seeds, verdict
     "Paired differences over the seeds that both arms have"
     rows = []; t = table[table.metric == metric].assign(arm=lambda t: [row_name(m, c) for m, c in zip(t.method, t.control)])
     for name, part in t.groupby('set', sort=False):
         wide = part.pivot(index='seed', columns='arm', values='value')
         for a, b in [(a, b) for a, b in pairs if {a, b} <= set(wide)]:
-            d = over_seeds((wide[a] - wide[b]).dropna()); rows.append(dict(set=name, a=a, b=b, metric=metric) | d | dict(verdict=verdict(d['lo'], d['hi'], margin) if d['seeds'] > 1 else 'one seed'))
+            d = over_seeds((wide[a] - wide[b]).dropna()); word = verdict(d['lo'], d['hi'], margin) if d['seeds'] > 1 else 'one seed'
+            rows.append(dict(set=name, a=a, b=b, metric=metric) | d | dict(verdict=word))
     return pd.DataFrame(rows, columns=['set', 'a', 'b', 'metric', 'value', 'lo', 'hi', 'seeds', 'verdict'])
 
 def spoken_differences(table: pd.DataFrame, title=str) -> str: # Markdown
