@@ -4,20 +4,23 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scinterp.cells.datasets import load, split
 from scinterp.core import DataError, InputError, ModelError
-from scinterp.methods.contributions import contributions, gene_ranking
+from scinterp.methods.backbones import layer_stack
+from scinterp.methods.gene_contributions import contributions, gene_ranking, occlusion
 from scinterp.methods.hybrid import ScInterpreterHybrid
 from scinterp.methods.protocol import load as load_method
 from scinterp.methods.reader import Reader
-from scinterp.methods.scinterpreter import PRESETS, ScInterpreter, ScReader, preset
+from scinterp.methods.scinterpreter import PRESETS, ScInterpreter, ScReader, preset, tuned_parameters
 from scinterp.methods.training import Plan, Sequences, Trainer, length_buckets
 from scinterp.text.gene_tables import GeneTable
 
@@ -91,6 +94,29 @@ def test_tuning_changes_the_backbone_and_is_kept(few, tmp_path, tune):
     assert set(now) - same == set(made.tuned_) != set()
     made.save(tmp_path / "m")
     np.testing.assert_array_equal(load_method(tmp_path / "m").predict_proba(few[2]).to_numpy(), made.predict_proba(few[2]).to_numpy())
+
+
+def test_the_last_layer_is_that_of_a_backbone_left_early(few):
+    made = fitted(few, tune="last", backbone_layers=1, backbone_precision="fp32")
+    (backbone,) = made.reader_.backbone
+    assert made.tuned_ and {id(p) for p in made.tuned_.values()} == {id(p) for p in layer_stack(backbone.model)[1][-1].parameters()}
+
+
+@pytest.mark.parametrize("kind, tune", [("gpt2", "norms"), ("gpt2", "last"), ("gpt2", "lora"), ("distilbert", "norms"), ("distilbert", "lora")])
+def test_architectures_that_name_things_otherwise_are_tuned_too(kind, tune):
+    config = transformers.AutoConfig.for_model(kind, vocab_size=64, **{"gpt2": dict(n_embd=16, n_layer=2, n_head=2), "distilbert": dict(dim=16, hidden_dim=32, n_layers=2, n_heads=2)}[kind])
+    model = transformers.AutoModel.from_config(config)
+    chosen = tuned_parameters(SimpleNamespace(model=model, dtype=torch.float32, name=kind), tune)
+    assert chosen and all(p.requires_grad for p in chosen.values())
+    if tune == "norms":
+        assert {p for p in chosen.values()} == {p for m in model.modules() if isinstance(m, torch.nn.LayerNorm) for p in m.parameters()}
+
+
+@pytest.mark.parametrize("tune, says", [("norms", "nothing that tune='norms' could train"), ("last", "nothing that tune='last'"), ("lora", "is not known, so tune='lora' cannot be")])
+def test_a_backbone_with_nothing_to_tune(tune, says):
+    bare = SimpleNamespace(model=torch.nn.Sequential(torch.nn.Linear(2, 2)), dtype=torch.float32, name="bare")
+    with pytest.raises(InputError, match=says):
+        tuned_parameters(bare, tune)
 
 
 def test_a_backbone_in_half_precision_is_not_tuned(few):
@@ -206,17 +232,74 @@ def test_a_damaged_checkpoint_is_not_used(few, tmp_path):
     np.testing.assert_array_equal(first.predict_proba(few[2]).to_numpy(), again.predict_proba(few[2]).to_numpy())
 
 
-def test_out_of_memory_names_the_batch_to_try(few, monkeypatch):
-    made = fitted(few)
+def no_more_than(cells, at_once):
+    "A reader that runs out of memory with more cells than that"
 
+    def forward(self, ids, values):
+        at_once.append(len(ids))
+        if len(ids) > cells:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return whole(self, ids, values)
+
+    whole = Reader.forward
+    return forward
+
+
+def test_out_of_memory_names_the_batch_to_try(few, monkeypatch):
+    monkeypatch.setattr(Reader, "forward", no_more_than(0, []))
+    with pytest.raises(ModelError, match="out of memory with 16 cells at once: try batch_size=8"):
+        fitted(few)
+
+
+def test_what_the_advice_says_is_enough(few, monkeypatch):
+    "Training goes on with the batch that the sentence names, and reading takes fewer cells by itself"
+    monkeypatch.setattr(Reader, "forward", no_more_than(8, sizes := []))
+    with pytest.raises(ModelError, match="try batch_size=8"):
+        fitted(few)
+    made = fitted(few, batch_size=8)
+    assert max(sizes) > 8, "validation began with more"
+    proba = made.predict_proba(few[2]).to_numpy()
+    monkeypatch.undo()
+    np.testing.assert_allclose(proba, made.predict_proba(few[2]).to_numpy(), atol=1e-5)
+
+
+def test_reading_stops_where_one_cell_is_too_many(few, monkeypatch):
+    made = fitted(few)
+    monkeypatch.setattr(Reader, "forward", no_more_than(0, []))
+    with pytest.raises(ModelError, match="out of memory with 1 cells at once: try fewer genes"):
+        made.predict(few[2])
+
+
+def test_a_backbone_that_does_not_fit(few, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(Reader, "forward", full)
-    with pytest.raises(ModelError, match="out of memory with 64 cells at once: try batch_size=32"):
-        made.predict(few[2])
-    with pytest.raises(ModelError, match="out of memory with 16 cells at once: try batch_size=8"):
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(ModelError, match="tiny-llama does not fit into the memory of cpu: choose a smaller backbone"):
         fitted(few)
+
+
+def test_training_is_where_the_backbone_is(few, monkeypatch):
+    "Accelerate would choose an Apple GPU by itself, and leave the backbone behind"
+    from accelerate import state
+
+    monkeypatch.setattr(state, "is_mps_available", lambda *a, **k: True)
+    assert fitted(few, epochs=1).reader_.class_token.device.type == "cpu"
+    with pytest.raises(InputError, match="device must be 'cpu', 'cuda' or 'cuda:0', not 'mps'"):
+        fitted(few, device="mps")
+
+
+def test_several_processes_are_refused(few, monkeypatch):
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+    with pytest.raises(InputError, match="training is for one device"):
+        fitted(few)
+
+
+def test_gradient_checkpointing_computes_the_same(few):
+    plain, saving = (fitted(few, epochs=1, attention="eager", gradient_checkpointing=g).predict_proba(few[2]).to_numpy() for g in (False, True))
+    np.testing.assert_allclose(plain, saving, atol=1e-4)
 
 
 def test_early_stopping_keeps_the_best_epoch():
@@ -359,3 +442,36 @@ def test_a_language_model_leans_on_markers(cells):
         marker = of.gene.isin(markers).to_numpy()
         aucs.append((of.contribution.to_numpy()[marker][:, None] > of.contribution.to_numpy()[~marker]).mean())
     assert np.mean(aucs) > 0.65, aucs
+
+
+# ---- what cannot be
+
+
+@pytest.mark.parametrize("settings, says", [(dict(checkpoint=__file__), "cannot be a folder"), (dict(device="warp"), "device must be"), (dict(n_genes=0), "n_genes must be")])
+def test_settings_that_cannot_be_are_one_sentence(few, settings, says):
+    with pytest.raises(InputError, match=says):
+        fitted(few, **settings)
+
+
+@pytest.mark.parametrize("table", [None, "minilm", np.ones((3, 2))])
+def test_what_is_no_gene_table_is_refused(few, table):
+    with pytest.raises(InputError, match=r"table must be a GeneTable, not \w+: make one with si.GeneTable.build"):
+        ScInterpreter(table, **TINY).fit(few[0])
+
+
+@pytest.mark.parametrize("gates", [(), (0, "x"), (0, 2), "01"])
+def test_gates_are_numbers(few, gates):
+    with pytest.raises(InputError, match="gates must be numbers from 0 to 1"):
+        fitted(few, ScInterpreterHybrid, gates=gates)
+
+
+def test_a_closed_gate_has_no_contributions(few):
+    made = fitted(few, ScInterpreterHybrid, gates=(0,))
+    with pytest.raises(InputError, match="the gate of this hybrid is 0"):
+        contributions(made, few[2])
+
+
+def test_occlusion_of_padded_cells(few):
+    made = fitted(few, epochs=1)
+    seq = made._sequences(made._expression(few[2]))
+    assert (occlusion(made.reader_, seq.ids, seq.values, torch.zeros(len(seq), dtype=torch.long))[seq.ids < 0] == 0).all()

@@ -79,7 +79,7 @@ def layer_stack(model): # of transformers
         at, _, name = path.rpartition('.')
         try: holder = model.get_submodule(at); stack = getattr(holder, name)
         except AttributeError: continue
-        if isinstance(stack, torch.nn.ModuleList) and len(stack) == model.config.get_text_config().num_hidden_layers: return holder, stack
+        if isinstance(stack, torch.nn.ModuleList) and 0 < len(stack) <= model.config.get_text_config().num_hidden_layers: return holder, stack # fewer, where some were left out
     return None, None
 
 # %% ../../nbs/methods/45_backbones.ipynb #1d0d0d0a
@@ -282,6 +282,8 @@ def _seconds(self: Backbone, attention, x, n) -> float:
 def _pass(self: Backbone, x, n): return float(torch.autograd.grad(self._states(x.requires_grad_(), n).float().sum(), x)[0][0, 0, 0]) # no weight keeps a gradient; a GPU has done it then
 
 # %% ../../nbs/methods/45_backbones.ipynb #388851c0
+_TOO_LARGE = "{} does not fit into the memory of {}: choose a smaller backbone, backbone_layers=, or on a GPU quantise='4bit'"
+
 def load_backbone(name: str, # one of the table above
                   seed: int = 0, # of random weights
                   layers: int | None = None, # leave the model after this one; default: all
@@ -296,11 +298,13 @@ def load_backbone(name: str, # one of the table above
     if name == 'none': return None
     device = _device(device or 'auto'); dtype = frozen_precision(precision, device)
     if attention: one_of('attention', attention, ATTENTIONS)
-    make = _drawn if name == 'tiny-llama' or name.startswith('random:') else _stored
-    model, *source = make(name.removeprefix('random:'), revision, seed, dtype, _quantised(quantise, dtype, device, name))
+    make = _drawn if name == 'tiny-llama' or name.startswith('random:') else _stored; options = _quantised(quantise, dtype, device, name)
+    try: model, *source = make(name.removeprefix('random:'), revision, seed, dtype, options)
+    except (torch.OutOfMemoryError, MemoryError) as e: raise ModelError(_TOO_LARGE.format(name, device)) from e
     if layers is not None: leave_after(model, layers, name)
     if checkpointing: _checkpoint(model, name)
-    backbone = Backbone(model if quantise else model.to(device, dtype), *source, device=device)
+    try: backbone = Backbone(model if quantise else model.to(device, dtype), *source, device=device)
+    except (torch.OutOfMemoryError, MemoryError) as e: raise ModelError(_TOO_LARGE.format(name, device)) from e
     if attention: backbone.attend_by(attention)
     return backbone
 

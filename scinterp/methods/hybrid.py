@@ -50,13 +50,17 @@ def choose_gate(linear: np.ndarray, language: np.ndarray, y, # probabilities of 
 # %% ../../nbs/methods/52_hybrid.ipynb #c91fc035
 class ScInterpreterHybrid(ScInterpreter):
     "scInterpreter with a tuned logistic regression beside it, and a gate between them chosen on validation"
-    name = 'scinterpreter-hybrid'
+    name, needs_validation = 'scinterpreter-hybrid', True
     def __init__(self, table, gates: tuple = GATES,
                  **settings): # as of `ScInterpreter`
         super().__init__(table, **settings); self.gates = gates
 
     @classmethod
     def _get_param_names(cls): return sorted([*ScInterpreter._get_param_names(), 'gates'])
+
+    def _check_settings(self):
+        super()._check_settings(); number = lambda g: isinstance(g, (int, float)) and 0 <= g <= 1
+        if isinstance(self.gates, str) or not len(self.gates) or not all(map(number, self.gates)): raise InputError(f'gates must be numbers from 0 to 1, at least one of them, not {self.gates!r}')
 
 # %% ../../nbs/methods/52_hybrid.ipynb #e274cefe
 @patch

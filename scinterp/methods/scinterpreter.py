@@ -15,11 +15,12 @@ import torch
 from fastcore.basics import patch
 
 from ..core import DataError, InputError, one_of
-from .backbones import load_backbone
+from .backbones import layer_stack, load_backbone
 from .gene_order import GeneOrder
 from .protocol import Method, gene_vectors
 from .reader import Reader
 from .training import Plan, Sequences, Trainer, in_batches, read_scores
+from ..text.gene_tables import GeneTable
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #e51ac73d
 INSTRUCTION = 'what is the cell type of this given embedding?' # as in the papers' figure
@@ -37,7 +38,8 @@ class ScInterpreter(Method):
                  backbone_layers: int | None = None, # leave the backbone after so many layers
                  backbone_precision: str | None = None, # 'fp32' or 'bf16'; default: what the device computes in
                  attention: str | None = None, # 'eager' or 'sdpa'; default: what is faster here, which may change the last digits
-                 quantise: str | None = None, tune: str | None = None, # see `tuned_parameters`
+                 quantise: str | None = None, gradient_checkpointing: bool = False, # less memory, more time
+                 tune: str | None = None, # see `tuned_parameters`
                  questions: tuple = (), # further columns of obs to answer in the same pass
                  epochs: int = 8, batch_size: int = 16, accumulate: int = 1, optimiser: str = 'adamw', learning_rate: float = 1e-3,
                  warmup: float = .15, decay: str = 'cosine', weight_decay: float = .01, clip: float | None = 1.,
@@ -51,7 +53,7 @@ class ScInterpreter(Method):
 _RELEASED = dict(n_genes=2048, backbone='meta-llama/Llama-2-13b-hf', rank='expression', projector_layers=5, head_layers=5, init_std=.02, standardise=False,
                  optimiser='adam', learning_rate=5e-5, warmup=1000, decay='constant', clip=None, batch_size=16, epochs=8)
 PRESETS = dict(small={}, as_described=_RELEASED | dict(order='prompt_first', value_weight='none', learn_class_token=True),
-               as_released=_RELEASED | dict(order='genes_first', value_weight='multiply', learn_class_token=False, rank='median'))
+               as_released=_RELEASED | dict(order='genes_first', value_weight='multiply', learn_class_token=False, rank='median', backbone_precision='fp32'))
 
 def preset(method: type, name: str, table, **changes) -> Method:
     "A method as a preset says, with changes; raises `InputError` for an unknown preset"
@@ -77,7 +79,8 @@ def standardised(E: np.ndarray) -> np.ndarray:
 
 @patch
 def _load_backbone(self: ScInterpreter, precision: str | None = None):
-    return load_backbone(self.backbone, self.seed, layers=self.backbone_layers, precision=self.backbone_precision or precision, attention=self.attention, quantise=self.quantise, device=self.device)
+    return load_backbone(self.backbone, self.seed, layers=self.backbone_layers, precision=self.backbone_precision or precision, attention=self.attention,
+                         quantise=self.quantise, device=self.device, checkpointing=self.gradient_checkpointing)
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #b41cf24a
 _NUMBERS = dict(seed=(int, 0), n_genes=(int, 1), projector_layers=(int, 0), head_layers=(int, 1), epochs=(int, 1), batch_size=(int, 1), accumulate=(int, 1),
@@ -93,8 +96,9 @@ def _check_settings(self: ScInterpreter):
         if not right or not np.isfinite(value) or value < least: raise InputError(f"{name} must be a {'whole ' if kind is int else ''}number of at least {least}, not {value!r}")
     for name in ('instruction', 'backbone'):
         if not isinstance(getattr(self, name), str): raise InputError(f'{name} must be a text, not {getattr(self, name)!r}')
-    try: torch.device(self.device or 'cpu')
-    except (RuntimeError, TypeError): raise InputError(f"device must be 'cpu', 'cuda' or 'cuda:0', not {self.device!r}") from None
+    try: known = torch.device(self.device or 'cpu').type in ('cpu', 'cuda')
+    except (RuntimeError, TypeError): known = False
+    if not known: raise InputError(f"device must be 'cpu', 'cuda' or 'cuda:0', not {self.device!r}")
     self._plan()
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #7b322b29
@@ -138,17 +142,23 @@ def tuned_parameters(backbone, tune: str | None) -> dict: # parameters by name
     if tune is None or backbone is None: return {}
     if backbone.dtype != torch.float32: raise InputError(f"a backbone in {backbone.dtype} cannot be tuned: pass backbone_precision='fp32'")
     if tune == 'lora': add_lora(backbone)
-    model = backbone.model; last = f'.{model.config.num_hidden_layers - 1}.'
-    wanted = dict(norms=lambda n: 'norm' in n.lower(), last=lambda n: last in n, lora=lambda n: 'lora_' in n)[tune]
-    chosen = {n: p for n, p in model.named_parameters() if wanted(n)}
+    chosen = {n: p for n, p in backbone.model.named_parameters() if any(p is q for q in _wanted(backbone.model, tune))}
+    if not chosen: raise InputError(f'{backbone.name} has nothing that tune={tune!r} could train: choose another of {", ".join(map(repr, TUNES))}')
     for p in chosen.values(): p.requires_grad_(True)
     return chosen
+
+def _wanted(model, tune: str) -> list: # parameters
+    "The parameters that `tune` means, by the kind of their module"
+    if tune == 'last': return list(stack[-1].parameters()) if (stack := layer_stack(model)[1]) is not None else []
+    if tune == 'norms': return [p for m in model.modules() if 'norm' in type(m).__name__.lower() for p in m.parameters(recurse=False)]
+    return [p for n, p in model.named_parameters() if 'lora_' in n]
 
 def add_lora(backbone):
     "Add low-rank matrices to the query and value projections (Hu et al. 2021), by `peft`"
     try: from peft import LoraConfig, inject_adapter_in_model
     except ImportError: raise InputError("tune='lora' needs peft: pip install 'scinterp[tune]'") from None
-    names = {n.rsplit('.', 1)[-1] for n, _ in backbone.model.named_modules()}; targets = sorted(names & {'query', 'value', 'q_proj', 'v_proj', 'c_attn', 'query_key_value'})
+    names = {n.rsplit('.', 1)[-1] for n, _ in backbone.model.named_modules()}; targets = sorted(names & {'query', 'value', 'q_proj', 'v_proj', 'q_lin', 'v_lin', 'c_attn', 'query_key_value'})
+    if not targets: raise InputError(f"where {backbone.name} has its queries and values is not known, so tune='lora' cannot be: choose 'last' or 'norms'")
     inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=targets), backbone.model)
 
 # %% ../../nbs/methods/50_scinterpreter.ipynb #0ae01cc7
@@ -170,6 +180,7 @@ def _question_classes(self: ScInterpreter, cells) -> dict: # question to its ans
 @patch
 def fit(self: ScInterpreter, adata, label_key: str = 'cell_type', validation=None):
     "As every method's, and with the columns that `questions` names"
+    if not isinstance(self.table, GeneTable): raise InputError(f'table must be a GeneTable, not {type(self.table).__name__}: make one with si.GeneTable.build(adata, species)')
     self.question_classes_ = self._question_classes(adata); self._check_settings()
     if self.patience and validation is None: raise InputError('patience counts epochs without a gain on validation: pass validation=, or leave patience out')
     known = adata.obs[label_key].astype(str).unique() if label_key in adata.obs else [] # `Method.fit` says what is missing

@@ -4,7 +4,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["results", "experiment", "plans", "stored", "study", "study_report", "embeddings", "unseen", "gene_tasks", "treatment", "perturbation", "describers",
-                "gene_function", "notebooks", "annotation", "report", "annotation_page", "doctor", "cli"],
+                "gene_function", "notebooks", "annotation", "report", "annotation_page", "doctor", "verify", "cli"],
     submod_attrs={
         "experiment": ["Experiment"],
         "results": ["read_results"],

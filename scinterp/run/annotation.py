@@ -18,12 +18,13 @@ from ..cells import datasets
 from ..cells.files import read_cells
 from ..cells.preflight import Preflight, preflight
 from ..cells.splits import random_split
-from ..core import DataError, InputError, atomic_path, check_target, file_sha256
+from ..core import DataError, InputError, atomic_path, cache_dir, check_target, file_sha256, one_of
 from ..evaluate.metrics import paired_difference, score_table
 from ..methods import tl
 from ..methods.certainty import fewest_cells
 from ..methods.controls import BACKBONE_CONTROLS
 from ..methods.protocol import KEPT, Method, load
+from ..methods.scinterpreter import PRESETS, ScInterpreter
 from .experiment import make_method, method_entry
 from ..text.gene_tables import GeneTable
 
@@ -60,9 +61,11 @@ def _check_enough(n: int, error: float):
 # %% ../../nbs/run/35_annotation.ipynb #635c0bc3
 OWN = ('seed', 'table', 'control', 'label', 'progress', 'checkpoint')
 
-def read_settings(pairs) -> dict:
-    "Settings from texts like `n_genes=64`; raises `InputError` for one without `=`"
-    settings = {}
+def read_settings(pairs, preset: str | None = None, # of `PRESETS`
+                  method: str = '') -> dict:
+    "Settings from texts like `n_genes=64`, on top of a preset; raises `InputError` for one without `=`, or a preset of a method that has none"
+    if preset is not None and not issubclass(method_entry(method).load(), ScInterpreter): raise InputError(f'--preset is for scinterpreter and screader, and {method} has none: leave it out')
+    settings = {} if preset is None else dict(PRESETS[one_of('preset', preset, PRESETS)])
     for pair in pairs or ():
         key, equals, value = pair.partition('=')
         if not equals or not key: raise InputError(f'--set {pair}: write it as key=value, such as n_genes=64')
@@ -103,13 +106,15 @@ def fit_file(path, # `.h5ad` with labels
              layer: str | None = None, gene_key: str | None = None, species: str | None = None, state: str | None = None, overwrite: bool = False, progress: bool = False, say=print) -> Method:
     "Fit a method on a labelled file, calibrate it on cells it has not seen, and keep it; raises `InputError` with what to do, and then writes nothing"
     settings = settings or {}; text = method_entry(method).table; check_target(Path(os.path.abspath(Path(out).expanduser())), overwrite, KEPT[0], KEPT)
-    make_method(method, None, seed=seed, **settings).plain_settings() # refuse a label, a setting, or what could not be kept, before the file is read
+    probe = make_method(method, None, seed=seed, **settings); probe.plain_settings() # refuse a label, a setting, or what could not be kept, before the file is read
+    if not validation and getattr(probe, 'needs_validation', False): raise InputError(f'{method} chooses on validation cells: pass --validation .1, or another method')
     report = looked_at(path, label, layer, gene_key, species, state, text=text, say=say)
     cells = datasets.load(str(path), label, report.species or species, layer, gene_key, state); parts = train, val, held = deal(cells.obs['cell_type'].astype(str), validation, calibration, seed)
     if len(held): _check_enough(len(held), error)
     table = GeneTable.build(cells, report.species, source=source, encoder=encoder, progress=progress) if text else None
     model = make_method(method, table, seed=seed, **settings)
     if 'progress' in model.get_params(): model.set_params(progress=progress)
+    if 'checkpoint' in model.get_params(): model.set_params(checkpoint=cache_dir()/'training') # a fit that was stopped goes on
     say(f'fitting {method} on {len(train):,} cells ({len(val):,} to choose on, {len(held):,} to calibrate on)')
     model.fit(cells[train], validation=cells[val] if len(val) else None)
     model.about.update(file=Path(path).name, file_sha256=file_sha256(path), label=label, seed=seed, cells=dict(train=len(train), validation=len(val), calibration=len(held)))
@@ -117,6 +122,7 @@ def fit_file(path, # `.h5ad` with labels
     if len(held) and controls: model.about['compared'] = _compared(method, model, cells, parts, seed, settings, say)
     if len(held): model.calibrate(cells[held], error=error)
     if 'progress' in model.get_params(): model.set_params(progress=False)
+    if 'checkpoint' in model.get_params(): model.set_params(checkpoint=None)
     model.save(out, overwrite); say(model_words(model))
     return model
 

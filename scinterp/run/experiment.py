@@ -26,7 +26,7 @@ from ..core import DataError, InputError, atomic_path, cache_dir, digest, code_s
 from ..evaluate.metrics import embedding_scores, paired_difference, score_table
 from ..evaluate.pl import umap_coordinates
 from ..methods.controls import with_control
-from ..methods.protocol import Method
+from ..methods.protocol import PASSING, Method
 from ..methods.backbones import frozen_precision
 from .results import read_manifest, read_results, write_run
 from ..text.encoders import MINILM_SHA256
@@ -66,9 +66,9 @@ def make_method(label: str, # of `METHODS`; a variant in brackets, as in 'scinte
                 table: GeneTable | None, # may be None for a method that reads none
                 control: str = '', seed: int = 0, **settings) -> Method:
     "The method of that label, with its control and seed; raises `InputError` for a label or setting that does not exist"
-    entry = method_entry(label)
-    try: method = entry.load()(**({'table': table} if entry.table else {}), **entry.fixed, **settings)
-    except TypeError as e: raise InputError(f'{label}: {e}') from None
+    entry = method_entry(label); kind = entry.load(); known = [n for n in kind._get_param_names() if n not in ('table', *entry.fixed)]
+    if unknown := [n for n in settings if n not in known]: raise InputError(f"{unknown[0]!r} is no setting of {label}: it has {', '.join(n for n in known if n not in PASSING) or 'none'}")
+    method = kind(**({'table': table} if entry.table else {}), **entry.fixed, **settings)
     if 'seed' in method.get_params(): method.set_params(seed=seed)
     return with_control(method, control, seed) if control else method
 

@@ -17,7 +17,7 @@ from ..core import shipped_config, write_text
 from ..evaluate.pl import NOT_RUN, metric_name
 from .experiment import Run, differences, open_run
 from .results import results_card
-from .study_report import StudyRun, spoken, study_run
+from .study_report import StudyRun, as_panels, spoken, study_run
 
 # %% ../../nbs/run/40_report.ipynb #08225659
 def in_words(row) -> str:
@@ -97,7 +97,7 @@ def map_note(run: Run | StudyRun) -> str: # Markdown, empty if every map is ther
 def panel_answers(run: Run | StudyRun) -> pd.DataFrame:
     "The answers that stand beside each other in Figure 3"
     if isinstance(run, StudyRun): return run.panel_answers(panels(run, 'confusion'))
-    return run.predictions[(run.predictions.control == '') & run.predictions.method.isin(panels(run, 'confusion'))]
+    return as_panels(run.predictions, panels(run, 'confusion'))
 
 # %% ../../nbs/run/40_report.ipynb #ea337ed6
 _STYLE = """:root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d8dee4;--paper:#fff;--brand:#0072b2}

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from fastcore.basics import patch
+from sklearn.metrics import f1_score
 
 from ..cells import datasets
 from ..cells.splits import Split
@@ -189,7 +190,7 @@ def run(self: Bench, plan: Plan, control: str, seed: int, fresh: bool = False) -
     record = dict(method=plan.label, control=control, seed=seed, identity=digest(identity), settings=plan.settings, caps=plan.caps, cells=sizes, split_sha256=split.sha256,
                   text=self._text_note(plan, seed) if entry.table else {}, params=params(method), seconds={k: round(s, 3) for k, s in seconds.items()}, cpu_seconds=round(used, 2),
                   cells_per_s=dict(train=None if resumed(method) else round(sizes['train']/seconds['fit'], 1), predict=round(sizes['test']/seconds['predict'], 1)),
-                  trainable=trainable_parameters(method), peak_mb=round(peak), **told(method), environment=environment(),
+                  trainable=trainable_parameters(method), peak_mb=round(peak), **told(method), **self._further(method, split), environment=environment(),
                   made=datetime.now(timezone.utc).isoformat(timespec='seconds'), answers_sha256=digest(codes))
     return Done(_plain(record), rows, codes)
 
@@ -201,6 +202,13 @@ def _text_note(self: Bench, plan: Plan, seed: int) -> dict:
     if plan.vectors == 'loadings': return learnt
     table = self.text_table(plan)
     return {**self.text(plan), 'id': self.text_id(plan), 'revision': table.info['revision'], 'coverage': table.info['coverage'], 'vectors_sha256': table.sha256} | learnt
+
+@patch
+def _further(self: Bench, method: Method, split: Split) -> dict:
+    "Macro-F1 on test of the further questions that a method was asked, if any"
+    if not getattr(method, 'questions', ()): return {}
+    cells = self.cells[split.test]; score = lambda q, said: f1_score(cells.obs[q].astype(str), said.idxmax(axis=1), average='macro')
+    return dict(questions={q: round(float(score(q, said)), 4) for q, said in method.answers(cells).items()})
 
 def environment() -> dict:
     "The code that answers, the libraries, and the machine"

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CURVES', 'DIRECTIONS', 'WITH', 'StudyReport', 'study_report', 'over_seeds', 'not_run', 'panels_of', 'pairs_of',
            'together', 'tally', 'holm_words', 'spoken', 'language_answer', 'ways_words', 'changed_answers',
-           'gates_card', 'gate_words', 'target_words', 'full_depth', 'curve_words', 'StudyRun', 'study_run']
+           'gates_card', 'gate_words', 'target_words', 'full_depth', 'curve_words', 'StudyRun', 'study_run',
+           'as_panels']
 
 # %% ../../nbs/run/26_study_report.ipynb #3ab060c3
 import json, re
@@ -148,22 +149,31 @@ def _power(t: pd.DataFrame) -> str:
 
 _HALVES = {'no-llm': 'over no language model', 'random-llm': 'over a random one'}
 
-def _half(t: pd.DataFrame) -> str: # one word of an answer
-    won, lost = (t.verdict == 'superior').sum(), t.verdict.isin(['below', 'inferior']).sum()
+def _sure(t: pd.DataFrame) -> pd.Series: # one a row
+    "1 where a difference is above zero after Holm's correction, -1 where below, else 0"
+    return np.sign(t.value).where(t.p_holm < .05, 0)
+
+def _half(t: pd.DataFrame) -> str: # half an answer; counts before and after the correction
     if t.empty: return NOT_RUN
-    if won == len(t): return 'yes'
-    if lost == len(t): return 'no, it takes away'
-    return f'not shown in {len(t) - won} of {len(t)} comparisons' if won else 'not shown' + (f', and below in {lost} of {len(t)} comparisons' if lost else '')
+    sure, n = _sure(t), f'of {len(t)} comparison{"s"*(len(t) != 1)}'; counts = [('above', (t.lo > 0).sum(), (sure > 0).sum()), ('below', (t.hi < 0).sum(), (sure < 0).sum())]
+    said = [f"{word} in {k} {n} ({after or 'none'} after Holm's correction)" for word, k, after in counts if k]
+    return ', '.join(said) or f'not told apart in any {n}'
+
+def _in_a_word(t: pd.DataFrame) -> str:
+    "'Yes', 'No' or 'Not shown', by what is left after the correction"
+    sure = _sure(t)
+    if t.empty: return NOT_RUN.capitalize()
+    return 'Yes' if (sure > 0).all() else 'It takes away' if (sure < 0).all() else 'Not shown' if not (sure > 0).any() else 'In part'
 
 def language_answer(table: pd.DataFrame) -> str: # Markdown; of comparisons of methods to their controls
     "Whether a frozen language model adds anything over none and over a random one"
     run = table[table.value.notna()]; alike = run[(run.value == 0) & (run.lo == run.hi)]; t = run.drop(alike.index); heads, lines = [], []
     for c, words in _HALVES.items():
-        g = t[t.b.str.endswith('+' + c)]; sure = int(((g.p_holm < .05) & (g.value > 0)).sum()); heads.append(f'{words}: {_half(g)}')
-        if len(g): lines.append(f"- {words}: {tally(g)}; {sure} of them above after Holm's correction; the differences are {g.value.min():+.3f} to {g.value.max():+.3f}; {_power(g)}")
+        g = t[t.b.str.endswith('+' + c)]; heads.append(f'{words}: {_half(g)}')
+        if len(g): lines.append(f"- {words}: {tally(g)}; the differences are {g.value.min():+.3f} to {g.value.max():+.3f}; {_power(g)}")
     few = int((t.splits == 1).sum()); missing = len(table) - len(run)
     notes = [f'{missing} of {len(table)} comparisons are {NOT_RUN}']*bool(missing) + [f'{few} rest on one seed']*bool(few) + [f'{len(alike)} are of arms that answer alike']*bool(len(alike))
-    return f"**Does the language model add anything? {heads[0].capitalize()}; {heads[1]}.**" + (f" ({'; '.join(notes)}.)" if notes else '') + '\n\n' + '\n'.join(lines)
+    return f"**Does the language model add anything over none? {_in_a_word(t[t.b.str.endswith('+no-llm')])}.** {heads[0][0].upper() + heads[0][1:]}; {heads[1]}." + (f" ({'; '.join(notes)}.)" if notes else '') + '\n\n' + '\n'.join(lines)
 
 # %% ../../nbs/run/26_study_report.ipynb #fdfe21d8
 def _differs(plan: Plan, base: Plan) -> str:
@@ -235,10 +245,10 @@ def gate_words(table: pd.DataFrame) -> str:
 # %% ../../nbs/run/26_study_report.ipynb #4f60dd8b
 def target_words(table: pd.DataFrame, seeds: int = 5) -> str: # Markdown
     "Whether a method is not inferior in every setting of a target"
-    run = table[table.value.notna()]; good = run.verdict.isin(['superior', 'not inferior']); whole = len(run) == len(table) and (run.splits >= seeds).all()
-    answer = 'not reached' if not good.all() else 'reached' if whole and len(run) else 'open'
-    held = run[~good]; few = run[run.splits < seeds]
-    return (f"The target is **{answer}**: {tally(table)}." + (f" Held back by {'; '.join(f'*{r.title}* ({r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}])' for r in held.itertuples())}." if len(held) else '')
+    ran = table.value.notna(); few = table[ran & (table.splits < seeds)]; run = table[ran & (table.splits >= seeds)]; good = run.verdict.isin(['superior', 'not inferior'])
+    answer = 'not reached' if not good.all() else 'reached' if len(run) == len(table) and len(run) else 'open'
+    held = run[~good]
+    return (f"The target is **{answer}**: {tally(table.drop(few.index)) or 'nothing is judged yet'}." + (f" Held back by {'; '.join(f'*{r.title}* ({r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}])' for r in held.itertuples())}." if len(held) else '')
             + (f" On fewer than {seeds} seeds so far: {', '.join(few.title)}." if len(few) else ''))
 
 # %% ../../nbs/run/26_study_report.ipynb #e2200b72
@@ -334,10 +344,15 @@ def study_run(setting: str, paper: str = 'scinterpreter', out: str = '', study: 
     return StudyRun(report, setting, load_experiment(paper, report.study.settings[setting].dataset, 'cpu', report.study.seeds))
 
 # %% ../../nbs/run/26_study_report.ipynb #515a35b9
+def as_panels(answers: pd.DataFrame, arms) -> pd.DataFrame: # without controls: 'scinterpreter+no-llm' stands in `method`
+    "The answers of some arms, each under its whole name"
+    named = answers.assign(method=[row_name(m, c) for m, c in zip(answers.method, answers.control)], control='')
+    return named[named.method.isin(arms)]
+
 @patch
 def panel_answers(self: StudyRun, methods) -> pd.DataFrame: # of `predictions`
     "Answers of the methods that were run, on the seeds that all of them have"
-    answers = self.predictions; answers = answers[(answers.control == '') & answers.method.isin(methods)]; run = answers.groupby('seed').method.nunique()
+    answers = as_panels(self.predictions, methods); run = answers.groupby('seed').method.nunique()
     return answers[answers.seed.isin(run.index[run == answers.method.nunique()])]
 
 @patch

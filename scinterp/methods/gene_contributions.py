@@ -31,7 +31,7 @@ def occlusion(reader: Reader, ids, values, types) -> torch.Tensor: # cells x gen
     for place in range(ids.shape[1]):
         left = mask.clone(); left[:, place] = False
         lost[:, place] = whole - _score(reader, tokens, left, types)
-    return lost.masked_fill(~mask, 0)
+    return lost.masked_fill(~mask.cpu(), 0)
 
 def _score(reader, tokens, mask, types): return reader.scores_of(reader.state_of(tokens, mask))[0].gather(1, types[:, None])[:, 0].cpu()
 
@@ -43,8 +43,9 @@ def contributions(method: ScInterpreter, # fitted
                   types=None, # one a cell; default: those predicted
                   batch_size: int = 32
                  ) -> pd.DataFrame: # cell, type, place, gene, contribution: one row a gene that was read
-    "How much each gene that was read spoke for the type of its cell; raises `InputError` for a type that was not learnt"
+    "How much each gene that was read spoke for the type of its cell (of a hybrid: by the language path alone); raises `InputError` for a type that was not learnt, or a gate of 0"
     if not hasattr(method, 'reader_'): raise InputError('contributions need a fitted method that reads genes: fit a ScInterpreter first')
+    if getattr(method, 'gate_', 1) == 0: raise InputError('the gate of this hybrid is 0: its answers are those of logistic regression, and the genes that the language path read had no say in them')
     ask = WAYS[one_of('way', way, WAYS)]; types = method.predict(adata) if types is None else pd.Series(np.asarray(types, dtype=str), adata.obs_names)
     at = pd.Index(method.classes_).get_indexer(types)
     if (at < 0).any(): raise InputError(f'{types[at < 0].iloc[0]!r} was not learnt: ask for one of the types in classes_')
