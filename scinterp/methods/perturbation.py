@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['ALPHAS', 'Effects', 'effects', 'no_change', 'mean_shift', 'additive', 'linear', 'ridge_predict', 'ridge_text',
-           'text_of', 'linear_text', 'unseen', 'change_scores', 'type_effects', 'counterfactual', 'read_screen']
+           'text_of', 'linear_text', 'unseen', 'change_scores', 'type_effects', 'counterfactual', 'Matched',
+           'cinema_ot']
 
 # %% ../../nbs/methods/44_perturbation.ipynb #baf297c5
 from dataclasses import dataclass
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse, stats
 
-from ..cells.normalise import log_normalised
+from ..cells.normalise import in_memory, log_normalised
 from ..core import DataError, InputError, listed
 
 # %% ../../nbs/methods/44_perturbation.ipynb #6bfeb862
@@ -30,11 +30,12 @@ class Effects:
 
 # %% ../../nbs/methods/44_perturbation.ipynb #100b012b
 def effects(adata: AnnData, key: str = 'perturbation', # column of obs
-            control: str = 'control', least: int = 10 # cells of a perturbation; those with fewer are left out
+            control: str = 'control', least: int = 10, # cells of a perturbation; those with fewer are left out
+            as_is: bool = False # X is log-normalised already, to whatever total
            ) -> Effects:
     "Mean changes of log-normalised expression; raises `DataError` without control cells or perturbations"
     if key not in adata.obs: raise InputError(f'no column {key!r} in obs: it has {", ".join(adata.obs.columns)}')
-    told = adata.obs[key].astype(str).to_numpy(); X = log_normalised(adata); counts = pd.Series(told).value_counts()
+    told = adata.obs[key].astype(str).to_numpy(); X = in_memory(adata.X) if as_is else log_normalised(adata); counts = pd.Series(told).value_counts()
     if control not in counts: raise DataError(f'no cell is {control!r} in {key!r}: name the controls with control=')
     names = sorted(n for n in counts.index if n != control and counts[n] >= least)
     if not names: raise DataError(f'no perturbation has {least} cells: lower least=')
@@ -158,18 +159,30 @@ def counterfactual(e: Effects, train, test, Z: np.ndarray, # types x d: embeddin
     w = np.exp(-.5*sharpness*(D/max(width, 1e-300))**2); return (w/w.sum(1, keepdims=True)) @ e.delta[train]
 
 # %% ../../nbs/methods/44_perturbation.ipynb #6c9d27cd
-def _perturbed_genes(told: str, layout: str) -> str:
-    "`A+B` from the name of a perturbation, 'control' if nothing is perturbed"
-    parts = told.split('+' if layout == 'gears' else '_'); genes = sorted(p for p in parts if p not in ('ctrl', 'control', ''))
-    return '+'.join(dict.fromkeys(genes)) or 'control'
+@dataclass
+class Matched:
+    "Treated cells and the untreated ones that they are matched with"
+    effects: np.ndarray # treated x genes: each treated cell less its weighted untreated cells
+    weights: np.ndarray # treated x untreated, rows adding up to 1
+    confounders: np.ndarray # cells x components: what the match is made in, with the matched untreated in place of each treated cell
+    treated: np.ndarray # positions of the treated cells
+    untreated: np.ndarray # positions of the others
 
-def read_screen(path) -> AnnData: # obs['perturbation'], counts or log-normalised in X
-    "A perturbation screen in the layout of GEARS or scPerturb; raises `DataError` for another, `InputError` if there is no file"
-    try: adata = ad.read_h5ad(path)
-    except FileNotFoundError: raise InputError(f"there is no file {path}: get the screen from scPerturb's record on Zenodo (NormanWeissman2019_filtered.h5ad and the like) or the processed file of GEARS, and pass its path") from None
-    except OSError as e: raise DataError(f'{path} is no readable h5ad file ({str(e)[:80]}): fetch it again') from e
-    gears = 'condition' in adata.obs and adata.obs['condition'].astype(str).str.contains(r'\bctrl\b').any(); key = 'condition' if gears else 'perturbation'
-    if key not in adata.obs: raise DataError(f"{path} has neither obs['condition'] with 'ctrl' (GEARS) nor obs['perturbation'] (scPerturb): it is of another layout")
-    adata.obs['perturbation'] = [_perturbed_genes(t, 'gears' if gears else 'scperturb') for t in adata.obs[key].astype(str)]
-    if 'gene_name' in adata.var: adata.var_names = adata.var['gene_name'].astype(str)
-    adata.var_names_make_unique(); return adata
+# %% ../../nbs/methods/44_perturbation.ipynb #3ef95fd9
+def cinema_ot(adata: AnnData, # cells of two conditions
+              Z: np.ndarray, # cells x d: embedding, of which the first `dim` columns are read
+              condition_key: str, control: str, preweight: str | None = 'cell_type', # column of obs to balance, None for no balance
+              dim: int = 20, threshold: float = .5, smoothness: float = 1e-5, tolerance: float = 1e-3, seed: int = 0) -> Matched:
+    "CINEMA-OT by pertpy, with the defaults of scELMo's code; raises `InputError` without pertpy, `DataError` for cells that cannot be matched"
+    for key in filter(None, (condition_key, preweight)):
+        if key not in adata.obs: raise InputError(f'no column {key!r} in obs: it has {", ".join(adata.obs.columns)}')
+    state = adata.obs[condition_key].astype(str).to_numpy(); Z = np.asarray(Z, float); here = state == control
+    if len(Z) != adata.n_obs: raise InputError(f'{len(Z)} vectors for {adata.n_obs} cells: embed these very cells')
+    if len(set(state)) != 2 or not here.any(): raise DataError(f'{condition_key!r} has {", ".join(sorted(set(state))[:8])}: two conditions are matched, one of them {control!r}')
+    if Z.shape[1] < dim or np.ptp(Z, axis=0).max() == 0: raise DataError(f'the embedding has {Z.shape[1]} columns, or the same vector for every cell: {dim} that differ are needed (dim=)')
+    try: from pertpy.tools import Cinemaot
+    except ImportError as e: raise InputError(f"CINEMA-OT needs pertpy, which cannot be imported ({str(e)[:80]}): pip install 'scinterp[perturbation]'") from None
+    cells = AnnData(log_normalised(adata), obs=adata.obs[[k for k in (condition_key, preweight) if k]].astype(str).copy(), var=adata.var[[]].copy(), obsm=dict(Z=Z))
+    try: found = Cinemaot().causaleffect(cells, condition_key, control, return_matching=True, use_rep='Z', dim=dim, thres=threshold, smoothness=smoothness, eps=tolerance, preweight_label=preweight, random_state=seed)
+    except ValueError as e: raise DataError(f'CINEMA-OT cannot match these cells ({str(e)[:120]}): raise threshold, or take another embedding') from e
+    W = np.asarray(found.obsm['ot'], float); return Matched(np.asarray(found.X), W/W.sum(1, keepdims=True), cells.obsm['cf'], np.flatnonzero(~here), np.flatnonzero(here))
