@@ -44,7 +44,7 @@ def read_screen(path) -> AnnData: # X as in the file
 # %% ../../nbs/cells/43_screens.ipynb #581b33b8
 def gears(files: dict, # one zip of GEARS
           line: str # of the cells
-         ) -> AnnData: # obs: perturbation, condition, cell_type; X as published
+         ) -> AnnData: # obs: perturbation, condition, cell_line; X as published
     "A screen as GEARS processed it (Roohani et al. 2023, Nature Biotechnology 42:927)"
     (name, path), = files.items(); again = 'delete it and its .sha256, and build again'
     try:
@@ -55,4 +55,4 @@ def gears(files: dict, # one zip of GEARS
             adata = read_screen(Path(folder)/'screen.h5ad')
     except (zipfile.BadZipFile, EOFError) as e: raise DataError(f'{name} is no readable zip ({str(e)[:80]}): {again}') from e
     out = AnnData(sparse.csr_matrix(adata.X, dtype=np.float32), obs=adata.obs[['perturbation', 'condition']].astype(str), var=adata.var[[]], uns=dict(screen='gears'))
-    out.obs['cell_type'] = line; return out
+    out.obs['cell_line'] = line; return out
