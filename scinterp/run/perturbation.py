@@ -6,7 +6,7 @@
 __all__ = ['perturbation_config', 'descriptions', 'label_descriptions', 'by_parts', 'foretold', 'judged', 'drawn',
            'latent_foretold', 'run_perturbation', 'foretold_screen', 'singles', 'run_screen', 'matched_embeddings',
            'matched_scores', 'run_cinema_ot', 'matched_table', 'said_of_types', 'perturbation_card',
-           'read_perturbation', 'arm_table']
+           'read_perturbation', 'said_of_matched', 'matched_card', 'arm_table']
 
 # %% ../../nbs/run/29_perturbation.ipynb #1efd634f
 import time
@@ -199,7 +199,7 @@ def matched_table(rows: pd.DataFrame, # method, control, metric, draw, v
                   n_boot: int, seed: int) -> pd.DataFrame:
     "Means over draws, and paired differences between text and its controls, with intervals over draws"
     told = []; wide = rows.pivot_table(index=['method', 'control', 'metric'], columns='draw', values='v', sort=False, dropna=False); add = lambda m, c, metric, v: told.append(dict(method=m, control=c, metric=metric, **dict(zip(('value', 'lo', 'hi'), mean_interval(v, n_boot, seed))), n=len(v)))
-    for (m, c, metric), v in wide.iterrows(): add(m, c, metric, v.to_numpy())
+    for (m, c, metric), v in wide.dropna(how='all').iterrows(): add(m, c, metric, v.to_numpy())
     for m in wide.index.unique('method'):
         for metric in wide.index.unique('metric'):
             for c, base in (('no-text', 'cinema-ot'), ('permuted-text', m), ('random-table', m)): add(m, '', f'{metric}_over_{c}', (wide.loc[(m, '', metric)] - wide.loc[(base, c, metric)]).to_numpy()) # one arm has no text
@@ -208,7 +208,7 @@ def matched_table(rows: pd.DataFrame, # method, control, metric, draw, v
 # %% ../../nbs/run/29_perturbation.ipynb #967d99ab
 def said_of_types(results: pd.DataFrame) -> str:
     "How each method stands to what is simpler, over cell types"
-    t = results[(results.split == 'mean') & results.metric.str.startswith('pearson_delta_over_')]; names = {'mean-shift': 'the mean change of the other types', 'no-text': 'the same method without text', 'permuted-text': 'the same text on other genes', 'random-table': 'random vectors'}
+    t = results[(results.split == 'mean') & results.metric.str.startswith('pearson_delta_over_')]; names = {'mean-shift': 'the mean change of the others', 'linear': 'the linear model', 'no-text': 'the same method without text', 'permuted-text': 'the same text on other genes', 'random-table': 'random vectors'}
     return '\n'.join(f"- `{m}`: " + ', '.join(stands(r, names[r.metric.removeprefix('pearson_delta_over_')], 3) for r in g.itertuples()) for m, g in t.groupby('method', sort=False))
 
 def perturbation_card(results: pd.DataFrame) -> pd.DataFrame: # arms x metrics, as text
@@ -216,9 +216,20 @@ def perturbation_card(results: pd.DataFrame) -> pd.DataFrame: # arms x metrics, 
     t = results[(results.split == 'mean') & results.metric.isin(['pearson_delta', 'pearson_delta_top', 'mse_top', 'l2_top', 'sign_top'])]
     return t.assign(arm=[row_name(m, c) for m, c in zip(t.method, t.control)]).pivot_table(index='arm', columns='metric', values='value', sort=False, dropna=False).map(lambda v: '' if np.isnan(v) else f'{v:.3f}').rename_axis(index=None, columns=None)
 
-def read_perturbation(out=None) -> pd.DataFrame: # the result table
+def read_perturbation(out=None, name: str = 'results.csv') -> pd.DataFrame: # the result table; matched.csv: of `run_cinema_ot`
     "What was run; raises `InputError` if there is nothing"
-    return read_results(Path(out or shipped('results', 'perturbation'))/'results.csv')
+    return read_results(Path(out or shipped('results', 'perturbation'))/name)
+
+def said_of_matched(results: pd.DataFrame) -> str:
+    "How text stands to its controls where treated cells are matched with untreated ones"
+    names = {'no-text': 'the same without text', 'permuted-text': 'text on other genes', 'random-table': 'random vectors'}; metrics = {'same_type': 'share of matches in the same type', 'pearson_delta': 'correlation of changes', 's_bio': 'types kept apart (scIB)', 's_batch': 'conditions mixed (scIB)'}
+    lines = [f"- `{m}`, {said}: " + ', '.join(stands(results[(results.method == m) & (results.metric == f'{k}_over_{c}')].iloc[0], names[c], 3) for c in names) for m in results.method.unique() for k, said in metrics.items()]
+    return '\n'.join(lines)
+
+def matched_card(results: pd.DataFrame) -> pd.DataFrame: # arms x metrics, as text
+    "Means over draws with their intervals"
+    t = results[results.metric.isin(['same_type', 'pearson_delta', 's_bio', 's_batch'])]; t = t.assign(arm=[row_name(m, c) for m, c in zip(t.method, t.control)], said=[f'{v:.3f} [{lo:.3f}, {hi:.3f}]' for v, lo, hi in zip(t.value, t.lo, t.hi)])
+    return t.pivot(index='arm', columns='metric', values='said').loc[t.arm.unique(), t.metric.unique()].rename_axis(index=None, columns=None)
 
 def arm_table(results: pd.DataFrame, metric: str = 'pearson_delta') -> pd.DataFrame: # as for `study_panels`
     "Means over types with their intervals; arms without a value are left out"
