@@ -211,9 +211,13 @@ def said_of_types(results: pd.DataFrame) -> str:
     t = results[(results.split == 'mean') & results.metric.str.startswith('pearson_delta_over_')]; names = {'mean-shift': 'the mean change of the others', 'linear': 'the linear model', 'no-text': 'the same method without text', 'permuted-text': 'the same text on other genes', 'random-table': 'random vectors'}
     return '\n'.join(f"- `{m}`: " + ', '.join(stands(r, names[r.metric.removeprefix('pearson_delta_over_')], 3) for r in g.itertuples()) for m, g in t.groupby('method', sort=False))
 
+def _grouped(t: pd.DataFrame) -> pd.DataFrame:
+    "Each method with its controls, methods in the order in which they first come"
+    first = {m: i for i, m in enumerate(t.method.unique())}; return t.sort_values('method', key=lambda m: m.map(first), kind='stable')
+
 def perturbation_card(results: pd.DataFrame) -> pd.DataFrame: # arms x metrics, as text
     "Means over types"
-    t = results[(results.split == 'mean') & results.metric.isin(['pearson_delta', 'pearson_delta_top', 'mse_top', 'l2_top', 'sign_top'])]
+    t = _grouped(results[(results.split == 'mean') & results.metric.isin(['pearson_delta', 'pearson_delta_top', 'mse_top', 'l2_top', 'sign_top'])])
     return t.assign(arm=[row_name(m, c) for m, c in zip(t.method, t.control)]).pivot_table(index='arm', columns='metric', values='value', sort=False, dropna=False).map(lambda v: '' if np.isnan(v) else f'{v:.3f}').rename_axis(index=None, columns=None)
 
 def read_perturbation(out=None, name: str = 'results.csv') -> pd.DataFrame: # the result table; matched.csv: of `run_cinema_ot`
@@ -233,5 +237,5 @@ def matched_card(results: pd.DataFrame) -> pd.DataFrame: # arms x metrics, as te
 
 def arm_table(results: pd.DataFrame, metric: str = 'pearson_delta') -> pd.DataFrame: # as for `study_panels`
     "Means over types with their intervals; arms without a value are left out"
-    t = results[(results.split == 'mean') & (results.metric == metric)].dropna(subset='value')
+    t = _grouped(results[(results.split == 'mean') & (results.metric == metric)].dropna(subset='value'))
     return t.assign(setting=metric, seeds=1, of=1)[['setting', 'method', 'control', 'value', 'lo', 'hi', 'seeds', 'of']]
