@@ -31,7 +31,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["scinterp", "scinterp.*"]),
     package_data={"scinterp": shipped("_files") + shipped("_nbs")},
-    install_requires=words("requirements"), extras_require={extra: words(f"{extra}_requirements") for extra in ("dev", "published", "census", "tune", "clusters", "scvi")},
+    install_requires=words("requirements"), extras_require={extra: words(f"{extra}_requirements") for extra in ("dev", "published", "census", "tune", "clusters", "scvi", "perturbation")},
     entry_points={"console_scripts": words("console_scripts"),
                   "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

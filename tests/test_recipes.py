@@ -6,6 +6,7 @@ import json
 import sys
 import tarfile
 import types
+import zipfile
 
 import anndata as ad
 import numpy as np
@@ -550,3 +551,31 @@ def test_every_entry_has_its_recipe(name):
     assert entry.get("status"), "it says how far it was tried"
     assert all(u.startswith("https://") for f in entry.get("files", []) for u in f.get("urls", []))
     assert all(f.get("urls") or f.get("hint") for f in entry.get("files", []))
+
+
+@pytest.mark.parametrize("name, line", [("norman", "K562"), ("replogle_rpe1", "RPE1")])
+def test_screens(mirror, tmp_path, name, line):
+    told = ["ctrl"]*6 + ["KLF1+ctrl", "ctrl+KLF1", "CEBPA+KLF1"]*4
+    X = np.log1p(counts(18, 5)*1.7).astype(np.float32)
+    var = pd.DataFrame({"gene_name": ["KLF1", "CEBPA", "LYZ", "HBG1", "GATA1"]}, index=[f"ENSG{i:011}" for i in range(5)])
+    obs = pd.DataFrame({"condition": pd.Categorical(told), "cell_type": "A549"}, index=[f"c{i}" for i in range(18)])
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as z:
+        z.writestr(f"{name}/perturb_processed.h5ad", h5ad(AnnData(sparse.csr_matrix(X), obs=obs, var=var), tmp_path))
+        z.writestr(f"__MACOSX/{name}/._perturb_processed.h5ad", b"x")
+        z.writestr(f"{name}/data_pyg/cell_graphs.pkl", b"never opened")
+    mirror.add(name, {f"gears_{name}.zip": packed.getvalue()})
+    cells = datasets.load(name)
+    assert cells.obs["perturbation"].value_counts().to_dict() == {"KLF1": 8, "control": 6, "CEBPA+KLF1": 4}
+    assert set(cells.obs["cell_line"]) == {line}, "the line of the paper, not the file's column"
+    assert (cells.obs["cell_type"].astype(str) == cells.obs["perturbation"].astype(str)).all(), "what is told apart"
+    assert list(cells.var_names) == list(var["gene_name"]) and cells.uns["screen"] == "gears"
+    np.testing.assert_array_equal(cells.X.toarray(), X)
+    assert cells.uns["scinterp_source"]["state"] == "" and "counts" not in cells.layers
+
+
+def test_a_screen_that_is_cut_is_told(mirror, tmp_path):
+    mirror.add("norman", {"gears_norman.zip": b"PK\x03\x04 not all of it"})
+    with pytest.raises(DataError, match="gears_norman.zip is no readable zip"):
+        datasets.load("norman")
+    assert not mirror.built("norman").exists()

@@ -130,7 +130,7 @@ def _pbmc68k_reduced() -> AnnData:
 def _recipe(name: str, entry: dict):
     "The function that builds a dataset; raises `DataError` if the entry names none"
     module, _, function = entry.get('recipe', '').partition('.')
-    if module not in ('recipes', 'published'): raise DataError(f'{name} has no recipe: put {name}.h5ad in the folder that SCINTERP_DATA names')
+    if module not in ('recipes', 'published', 'screens'): raise DataError(f'{name} has no recipe: put {name}.h5ad in the folder that SCINTERP_DATA names')
     found = importlib.import_module(f'scinterp.cells.{module}')
     if function not in found.__all__:
         raise DataError(f'{name} names a recipe {function!r} that cells.{module} does not have: update scinterp, or correct the registry')

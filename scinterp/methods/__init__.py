@@ -3,7 +3,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["protocol", "certainty", "estimators", "baselines", "products", "genept", "scelmo", "adaptor", "treatment", "perturbation",
+    submodules=["protocol", "certainty", "estimators", "baselines", "products", "genept", "scelmo", "adaptor", "treatment", "perturbation", "latent_shift",
                 "backbones", "gene_order", "reader", "training", "scinterpreter", "hybrid", "gene_contributions", "label_text", "controls", "queries", "tl"],
     submod_attrs={
         "protocol": ["load"],

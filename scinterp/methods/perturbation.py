@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['ALPHAS', 'Effects', 'effects', 'no_change', 'mean_shift', 'additive', 'linear', 'ridge_predict', 'ridge_text',
-           'text_of', 'change_scores', 'type_effects', 'counterfactual', 'read_screen']
+           'text_of', 'linear_text', 'unseen', 'change_scores', 'type_effects', 'counterfactual', 'Matched',
+           'cinema_ot']
 
 # %% ../../nbs/methods/44_perturbation.ipynb #baf297c5
 from dataclasses import dataclass
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse, stats
 
-from ..cells.normalise import log_normalised
-from ..core import DataError, InputError
+from ..cells.normalise import in_memory, log_normalised
+from ..core import DataError, InputError, listed
 
 # %% ../../nbs/methods/44_perturbation.ipynb #6bfeb862
 @dataclass
@@ -30,11 +30,12 @@ class Effects:
 
 # %% ../../nbs/methods/44_perturbation.ipynb #100b012b
 def effects(adata: AnnData, key: str = 'perturbation', # column of obs
-            control: str = 'control', least: int = 10 # cells of a perturbation; those with fewer are left out
+            control: str = 'control', least: int = 10, # cells of a perturbation; those with fewer are left out
+            as_is: bool = False # X is log-normalised already, to whatever total
            ) -> Effects:
     "Mean changes of log-normalised expression; raises `DataError` without control cells or perturbations"
     if key not in adata.obs: raise InputError(f'no column {key!r} in obs: it has {", ".join(adata.obs.columns)}')
-    told = adata.obs[key].astype(str).to_numpy(); X = log_normalised(adata); counts = pd.Series(told).value_counts()
+    told = adata.obs[key].astype(str).to_numpy(); X = in_memory(adata.X) if as_is else log_normalised(adata); counts = pd.Series(told).value_counts()
     if control not in counts: raise DataError(f'no cell is {control!r} in {key!r}: name the controls with control=')
     names = sorted(n for n in counts.index if n != control and counts[n] >= least)
     if not names: raise DataError(f'no perturbation has {least} cells: lower least=')
@@ -66,16 +67,24 @@ def _perturbed(e: Effects, at, V: np.ndarray) -> np.ndarray: # len(at) x dim; Na
     row = {g: i for i, g in enumerate(e.genes)}; known = [[row[g] for g in e.names[i].split('+') if g in row] for i in at]
     return np.array([V[k].mean(0) if k else np.full(V.shape[1], np.nan) for k in known])
 
-def linear(e: Effects, train, test, dim: int = 10, ridge: float = .1) -> np.ndarray:
-    "Ahlmann-Eltze et al. 2025: Y ~ G W P' + b"
-    Y = e.delta[train].T; b = Y.mean(1, keepdims=True); G = _components(Y, dim); P, Q = _perturbed(e, train, G), _perturbed(e, test, G); ok = ~np.isnan(P).any(1)
-    if not ok.any(): raise DataError('no perturbed gene of the training set is among the genes measured: the linear model needs some')
-    inverse = lambda A: np.linalg.inv(A.T @ A + ridge*np.eye(A.shape[1]))
+def _bilinear(Y, G, P, Q, ridge: float) -> np.ndarray: # test x genes; Q: what is known of the perturbations to foretell
+    "Y ~ G W P' + b, fitted and carried to Q; the mean where a row of Q is NaN"
+    ok = ~np.isnan(P).any(1); b = Y.mean(1, keepdims=True); inverse = lambda A: np.linalg.inv(A.T @ A + ridge*np.eye(A.shape[1]))
     W = inverse(G) @ G.T @ (Y - b)[:, ok] @ P[ok] @ inverse(P[ok])
     return np.where(np.isnan(Q).any(1)[:, None], 0, np.nan_to_num(Q) @ W.T @ G.T) + b.T
 
+def linear(e: Effects, train, test, dim: int = 10, ridge: float = .1) -> np.ndarray:
+    "Ahlmann-Eltze et al. 2025: Y ~ G W P' + b, with P of the training data"
+    Y = e.delta[train].T; G = _components(Y, dim); P, Q = _perturbed(e, train, G), _perturbed(e, test, G)
+    if np.isnan(P).any(1).all(): raise DataError('no perturbed gene of the training set is among the genes measured: the linear model needs some')
+    return _bilinear(Y, G, P, Q, ridge)
+
 # %% ../../nbs/methods/44_perturbation.ipynb #b2a44f84
 ALPHAS = (.1, 1., 10.)
+
+def _told_apart(V: np.ndarray):
+    "Raise `DataError` if all rows of `V` are the same"
+    if len(V) > 1 and np.allclose(V, V[0], rtol=1e-6, atol=0): raise DataError('all training perturbations have the same vector, so text cannot tell one from another: build the table again')
 
 def ridge_predict(V_train, Y_train, V_test, alpha: float) -> np.ndarray:
     "Ridge regression with an intercept, in the dual, so that many dimensions cost nothing"
@@ -87,6 +96,7 @@ def ridge_text(e: Effects, train, test, vectors, # perturbations x d, in the ord
     "GenePert: from text vector to mean change; the mean change where there is no vector"
     train = np.asarray(train); ok = ~np.isnan(vectors).any(1); use = train[ok[train]]; out = mean_shift(e, train, test)
     if len(use) < 3: raise DataError(f'{len(use)} training perturbations have a text vector: three are needed to fit a ridge')
+    _told_apart(vectors[use])
     held = np.random.default_rng(seed).permutation(use)[:max(1, len(use)//5)]; rest = np.setdiff1d(use, held)
     loss = [((ridge_predict(vectors[rest], e.delta[rest], vectors[held], a) - e.delta[held])**2).mean() for a in alphas]
     known = ok[test]; out[known] = ridge_predict(vectors[use], e.delta[use], vectors[np.asarray(test)[known]], alphas[int(np.argmin(loss))])
@@ -96,6 +106,25 @@ def text_of(e: Effects, table) -> np.ndarray: # perturbations x d, NaN where no 
     "Mean text vector of the perturbed genes of each perturbation"
     at = [table.align(n.split('+')) for n in e.names]
     return np.array([table.vectors[r[r >= 0]].mean(0) if (r >= 0).any() else np.full(table.dim, np.nan) for r in at])
+
+# %% ../../nbs/methods/44_perturbation.ipynb #0dbbd7e9
+def linear_text(e: Effects, train, test, vectors, # perturbations x d, as for `ridge_text`
+                dim: int = 10, ridge: float = .1) -> np.ndarray:
+    "Ahlmann-Eltze et al. 2025 with outside vectors of the perturbations: Y ~ G W P' + b; the mean change where there is no vector"
+    train, test = np.asarray(train), np.asarray(test); known = train[~np.isnan(vectors[train]).any(1)]
+    if len(known) < 3: raise DataError(f'{len(known)} training perturbations have a text vector: three are needed to fit the linear model')
+    _told_apart(vectors[known]); C = vectors - vectors[known].mean(0); C = C/np.sqrt((C[known]**2).sum(1).mean()); Y = e.delta[train].T
+    return _bilinear(Y, _components(Y, dim), C[train], C[test], ridge)
+
+# %% ../../nbs/methods/44_perturbation.ipynb #1adb40fc
+def unseen(e: Effects, table, # GeneTable
+           wanted, # perturbed genes, pairs joined by '+'
+           model=ridge_text) -> pd.DataFrame: # wanted x genes; or `linear_text`
+    "Foretold changes of perturbations outside the screen; raises `InputError` if one of their genes is not in the table"
+    wanted = listed(wanted, 'wanted'); missing = [g for w in wanted for g, row in zip(w.split('+'), table.align(w.split('+'))) if row < 0]
+    if missing: raise InputError(f'{", ".join(missing[:5])} not in the gene table: there is no text to foretell from, so leave such genes out or build a table with them')
+    n, m = len(e.names), len(wanted); more = Effects(np.vstack([e.delta, np.full((m, len(e.genes)), np.nan)]), e.control, [*e.names, *wanted], e.genes, np.append(e.cells, np.zeros(m, int)))
+    return pd.DataFrame(model(more, np.arange(n), n + np.arange(m), text_of(more, table)), wanted, e.genes)
 
 # %% ../../nbs/methods/44_perturbation.ipynb #ba549d35
 def change_scores(true: np.ndarray, # perturbations x genes
@@ -113,7 +142,10 @@ def type_effects(adata: AnnData, condition_key: str, control: str, treated: str,
     "Change of each cell type that has `least` cells in both conditions; `Effects.control` is the mean over types"
     for key in (condition_key, type_key):
         if key not in adata.obs: raise InputError(f'no column {key!r} in obs: it has {", ".join(adata.obs.columns)}')
-    state, types, X = adata.obs[condition_key].astype(str).to_numpy(), adata.obs[type_key].astype(str).to_numpy(), log_normalised(adata)
+    state, types = adata.obs[condition_key].astype(str).to_numpy(), adata.obs[type_key].astype(str).to_numpy(); absent = [s for s in (control, treated) if s not in state]
+    if absent: raise DataError(f'no cell is {absent[0]!r} in {condition_key!r}, which has {", ".join(sorted(set(state))[:8])}: two conditions are compared, so both need cells')
+    if control == treated: raise InputError(f'both conditions are {control!r}: name two different ones')
+    X = log_normalised(adata)
     counts = pd.crosstab(types, state).reindex(columns=[control, treated], fill_value=0); names = list(counts.index[counts.min(axis=1) >= least])
     if len(names) < 3: raise DataError(f'{len(names)} cell types have {least} cells both {control!r} and {treated!r}: three are needed to foretell one from the others')
     mean = lambda s: np.array([np.asarray(X[(types == t) & (state == s)].mean(0)).ravel() for t in names], float); base, moved = mean(control), mean(treated)
@@ -123,21 +155,34 @@ def counterfactual(e: Effects, train, test, Z: np.ndarray, # types x d: embeddin
                    sharpness: float = 1.) -> np.ndarray:
     "Mean of the known changes, weighted by a Gaussian kernel on the distance of the untreated types; its width is the median distance of the training types"
     D = np.linalg.norm(Z[test][:, None] - Z[train][None], axis=2); among = np.linalg.norm(Z[train][:, None] - Z[train][None], axis=2); width = np.median(among[np.triu_indices(len(train), 1)])
+    _told_apart(Z[train])
     w = np.exp(-.5*sharpness*(D/max(width, 1e-300))**2); return (w/w.sum(1, keepdims=True)) @ e.delta[train]
 
 # %% ../../nbs/methods/44_perturbation.ipynb #6c9d27cd
-def _perturbed_genes(told: str, layout: str) -> str:
-    "`A+B` from the name of a perturbation, 'control' if nothing is perturbed"
-    parts = told.split('+' if layout == 'gears' else '_'); genes = sorted(p for p in parts if p not in ('ctrl', 'control', ''))
-    return '+'.join(dict.fromkeys(genes)) or 'control'
+@dataclass
+class Matched:
+    "Treated cells and the untreated ones that they are matched with"
+    effects: np.ndarray # treated x genes: each treated cell less its weighted untreated cells
+    weights: np.ndarray # treated x untreated, rows adding up to 1
+    confounders: np.ndarray # cells x components: what the match is made in, with the matched untreated in place of each treated cell
+    treated: np.ndarray # positions of the treated cells
+    untreated: np.ndarray # positions of the others
 
-def read_screen(path) -> AnnData: # obs['perturbation'], counts or log-normalised in X
-    "A perturbation screen in the layout of GEARS or scPerturb; raises `DataError` for another, `InputError` if there is no file"
-    try: adata = ad.read_h5ad(path)
-    except FileNotFoundError: raise InputError(f"there is no file {path}: get the screen from scPerturb's record on Zenodo (NormanWeissman2019_filtered.h5ad and the like) or the processed file of GEARS, and pass its path") from None
-    except OSError as e: raise DataError(f'{path} is no readable h5ad file ({str(e)[:80]}): fetch it again') from e
-    gears = 'condition' in adata.obs and adata.obs['condition'].astype(str).str.contains(r'\bctrl\b').any(); key = 'condition' if gears else 'perturbation'
-    if key not in adata.obs: raise DataError(f"{path} has neither obs['condition'] with 'ctrl' (GEARS) nor obs['perturbation'] (scPerturb): it is of another layout")
-    adata.obs['perturbation'] = [_perturbed_genes(t, 'gears' if gears else 'scperturb') for t in adata.obs[key].astype(str)]
-    if 'gene_name' in adata.var: adata.var_names = adata.var['gene_name'].astype(str)
-    adata.var_names_make_unique(); return adata
+# %% ../../nbs/methods/44_perturbation.ipynb #3ef95fd9
+def cinema_ot(adata: AnnData, # cells of two conditions
+              Z: np.ndarray, # cells x d: embedding, of which the first `dim` columns are read
+              condition_key: str, control: str, preweight: str | None = 'cell_type', # column of obs to balance, None for no balance
+              dim: int = 20, threshold: float = .5, smoothness: float = 1e-5, tolerance: float = 1e-3, seed: int = 0) -> Matched:
+    "CINEMA-OT by pertpy, with the defaults of scELMo's code; raises `InputError` without pertpy, `DataError` for cells that cannot be matched"
+    for key in filter(None, (condition_key, preweight)):
+        if key not in adata.obs: raise InputError(f'no column {key!r} in obs: it has {", ".join(adata.obs.columns)}')
+    state = adata.obs[condition_key].astype(str).to_numpy(); Z = np.asarray(Z, float); here = state == control
+    if len(Z) != adata.n_obs: raise InputError(f'{len(Z)} vectors for {adata.n_obs} cells: embed these very cells')
+    if len(set(state)) != 2 or not here.any(): raise DataError(f'{condition_key!r} has {", ".join(sorted(set(state))[:8])}: two conditions are matched, one of them {control!r}')
+    if Z.shape[1] < dim or np.ptp(Z, axis=0).max() == 0: raise DataError(f'the embedding has {Z.shape[1]} columns, or the same vector for every cell: {dim} that differ are needed (dim=)')
+    try: from pertpy.tools import Cinemaot
+    except ImportError as e: raise InputError(f"CINEMA-OT needs pertpy, which cannot be imported ({str(e)[:80]}): pip install 'scinterp[perturbation]'") from None
+    cells = AnnData(log_normalised(adata), obs=adata.obs[[k for k in (condition_key, preweight) if k]].astype(str).copy(), var=adata.var[[]].copy(), obsm=dict(Z=Z))
+    try: found = Cinemaot().causaleffect(cells, condition_key, control, return_matching=True, use_rep='Z', dim=dim, thres=threshold, smoothness=smoothness, eps=tolerance, preweight_label=preweight, random_state=seed)
+    except ValueError as e: raise DataError(f'CINEMA-OT cannot match these cells ({str(e)[:120]}): raise threshold, or take another embedding') from e
+    W = np.asarray(found.obsm['ot'], float); return Matched(np.asarray(found.X), W/W.sum(1, keepdims=True), cells.obsm['cf'], np.flatnonzero(~here), np.flatnonzero(here))

@@ -105,13 +105,17 @@ def _perturbation(told: dict, out):
     from scinterp.run.perturbation import run_perturbation
     run_perturbation(out, told['settings'])
 
+def _cinema_ot(told: dict, out):
+    from scinterp.run.perturbation import run_cinema_ot
+    run_cinema_ot(out, told['settings'])
+
 def _describers(told: dict, out):
     from scinterp.run.describers import run_describers
     run_describers(out, encoders=told['encoders'], species=told['species'])
 
 def _experiment(told: dict, out): Experiment(**told['experiment']).run(out)
 
-MAKERS = dict(gene_tasks=_gene_tasks, unseen=_unseen, gene_function=_gene_function, treatment=_treatment, perturbation=_perturbation, describers=_describers, experiment=_experiment) # by `made_by` of a manifest
+MAKERS = dict(gene_tasks=_gene_tasks, unseen=_unseen, gene_function=_gene_function, treatment=_treatment, perturbation=_perturbation, cinema_ot=_cinema_ot, describers=_describers, experiment=_experiment) # by `made_by` of a manifest
 
 # %% ../../nbs/run/46_verify.ipynb #06b67b02
 def run_again(folder, named=None, seed: int | None = None, tolerance: float = .01) -> str: # what was compared
