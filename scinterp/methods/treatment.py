@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST_DONORS', 'MODES', 'ZEROED', 'Contrast', 'contrast', 'gene_matrix', 'cosine_without', 'condition_means',
            'target_scores', 'matched_genes', 'dealt_labels', 'permutation_p', 'unchanged_scores', 'drawn_weights',
-           'score_draws', 'scored_genes', 'treat', 'differential_genes', 'called_targets', 'as_described']
+           'score_draws', 'scored_genes', 'treat', 'differential_genes', 'some_cells', 'called_targets', 'as_described']
 
 # %% ../../nbs/methods/43_treatment.ipynb #49df57df
 from dataclasses import dataclass
@@ -282,9 +282,13 @@ def differential_genes(con: Contrast) -> pd.DataFrame: # gene, score, the highes
     return sc.get.rank_genes_groups_df(a, 'sick').rename(columns=dict(names='gene', scores='score'))[['gene', 'score']]
 
 # %% ../../nbs/methods/43_treatment.ipynb #b7d676d6
+def some_cells(con: Contrast, at) -> Contrast:
+    "The cells at `at`; donors are left out, as too few of them may be left"
+    return Contrast(con.X[at], con.sick[at], con.genes, con.names, con.types[at], None)
+
 def called_targets(con: Contrast, G, held, top, mode: str, threshold: float) -> pd.DataFrame: # gene, delta, target
     "Scores of the `top` genes, set to zero in both conditions, on the cells at `held`"
-    part = Contrast(con.X[held], con.sick[held], con.genes, con.names, con.types[held], None)
+    part = some_cells(con, held)
     if part.sick.all() or not part.sick.any(): raise DataError(f'the {len(held)} test cells are of one condition: more cells are needed')
     score = target_scores(part, G, mode, 'both', [con.genes.index(g) for g in top])
     return pd.DataFrame(dict(gene=list(top), delta=score, target=score > threshold))
