@@ -261,7 +261,8 @@ def described_table(results: pd.DataFrame) -> pd.DataFrame: # methods x (contras
     "What the paper's protocol calls, in every arm"
     t = results[results.metric.isin(['described_targets', 'described_largest'])]; names = {'described_targets': 'called of ten', 'described_largest': 'largest rise'}
     t = t.assign(arm=[row_name(m, c) for m, c in zip(t.method, t.control)], metric=t.metric.map(names)); wide = t.pivot_table(index='arm', columns=['contrast', 'metric'], values='value', sort=False)
-    return wide.apply(lambda s: s.map('{:.1e}'.format if 'rise' in s.name[1] else '{:.1f}'.format)).rename_axis(index=None)
+    shown = wide.apply(lambda s: s.map('{:.1e}'.format if 'rise' in s.name[1] else '{:.1f}'.format))
+    return shown.where(wide.notna(), '').rename_axis(index=None)
 
 def target_table(results: pd.DataFrame) -> pd.DataFrame: # methods x (contrast, what)
     "What is called with the null, and how like the score without text it is"
