@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST_DONORS', 'MODES', 'ZEROED', 'Contrast', 'contrast', 'gene_matrix', 'cosine_without', 'condition_means',
            'target_scores', 'matched_genes', 'dealt_labels', 'permutation_p', 'unchanged_scores', 'drawn_weights',
-           'score_draws', 'scored_genes', 'treat', 'differential_genes', 'called_targets', 'as_described']
+           'score_draws', 'scored_genes', 'treat', 'differential_genes', 'some_cells', 'called_targets', 'as_described']
 
 # %% ../../nbs/methods/43_treatment.ipynb #49df57df
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from sklearn.preprocessing import normalize
 
 from ..cells.normalise import log_normalised
 from ..core import DataError, InputError, listed
+from .products import SMALL, STRIP, gene_sums
 from ..text.gene_tables import GeneTable
 
 # %% ../../nbs/methods/43_treatment.ipynb #ee738456
@@ -76,9 +77,10 @@ def gene_matrix(source, # GeneTable, a fitted method with `G_` and `genes_`, or 
     if isinstance(source, GeneTable): G = source.vectors_for(genes)
     elif not hasattr(source, 'G_'): raise InputError(f'{type(source).__name__} has no gene vectors: pass a GeneTable, a fitted method that has G_, or None for no text')
     else: G = pd.DataFrame(np.asarray(source.G_), list(map(str, source.genes_))).reindex(list(genes)).fillna(0).to_numpy()
-    G = np.asarray(G, np.float64); known = G[G.any(1)]
+    G = np.asarray(G, np.float64); known = np.flatnonzero(G.any(1))
     if not len(known): raise InputError('none of the genes has a vector: check identifiers and species')
-    if np.allclose(known, known[0], rtol=1e-6, atol=0): raise DataError('all genes have the same vector, so no gene can be told from another: build the table again')
+    if all(np.allclose(G[i], G[known[0]], rtol=1e-6, atol=0) for i in known): # ends at the first that differs
+        raise DataError('all genes have the same vector, so no gene can be told from another: build the table again')
     return G
 
 # %% ../../nbs/methods/43_treatment.ipynb #5d4ee0f5
@@ -115,31 +117,54 @@ def condition_means(Y, # cells x genes
     return means
 
 # %% ../../nbs/methods/43_treatment.ipynb #fc735cf9
-def _wa_moves(X, G, block) -> np.ndarray: # genes of the block x d
-    "How the mean `wa` embedding of cells moves when each gene of the block is set to zero"
-    s = np.asarray(X.sum(1)).ravel(); Z = normalize(X, norm='l1') @ G; W = X[:, block].tocoo(); rest = s[W.row] - W.data; lone = rest <= 1e-12*s[W.row]
-    w = sparse.csr_matrix((np.where(lone, 0, W.data/np.where(lone, 1, rest)), (W.row, W.col)), W.shape)
-    away = np.asarray(w.sum(0)).ravel() + np.bincount(W.col[lone], minlength=W.shape[1]); gene = G[block]
-    moved = w.T @ Z - (gene.multiply(away[:, None]) if sparse.issparse(G) else away[:, None]*gene)
-    return (moved.toarray() if sparse.issparse(moved) else moved)/X.shape[0]
+def _light(S) -> sparse.csr_matrix:
+    "A matrix of which products by strips are taken: in float32 if it is so large that `gene_sums` would make it so for each"
+    return S.astype(np.float32) if S.nnz*STRIP >= SMALL else S
 
-def _wa_scores(con: Contrast, G, zeroed: str, at) -> np.ndarray:
-    "Cosine after each gene of `at` was set to zero, `wa`, exact"
-    Y = _averaged(con.X, 'wa'); a, b = (np.asarray(m @ G) for m in condition_means(Y, con.sick)); out, block = [], max(64, 8_000_000//G.shape[1])
-    well, sick = con.X[~con.sick], con.X[con.sick]
-    for some in np.array_split(at := np.arange(len(con.genes))[at], -(-len(at)//block)):
-        new_b = b + _wa_moves(sick, G, some); new_a = a + _wa_moves(well, G, some) if zeroed == 'both' else a[None]
-        size = np.linalg.norm(new_a, axis=1)*np.linalg.norm(new_b, axis=1); out.append(np.where(size > 0, (new_a*new_b).sum(1)/np.where(size > 0, size, 1), np.nan))
-    return np.concatenate(out)
+def _leaving(X, at) -> tuple: # genes x cells, genes, cells x genes
+    "How far each cell moves from each gene of `at`, the sum of that over the cells, and the cells' shares"
+    s = np.repeat(np.asarray(X.sum(1)).ravel(), np.diff(X.indptr)); rest = s - X.data; lone = (rest <= 1e-12*s) & (X.data > 0)
+    w = sparse.csr_matrix((np.where(lone, 0, X.data/np.where(rest > 0, rest, 1)), X.indices, X.indptr), X.shape).T.tocsr()[at]
+    emptied = np.bincount(X.indices[lone], minlength=X.shape[1])[at]
+    return _light(w), np.asarray(w.sum(1)).ravel() + emptied, _light(normalize(X, norm='l1'))
 
 # %% ../../nbs/methods/43_treatment.ipynb #070ddc2c
+def _pieces(G, n: int) -> list[tuple[slice, slice]]: # genes, columns
+    "All genes and a strip of a dense table, or a block of `n` genes and all columns of a sparse one"
+    if not sparse.issparse(G): return [(slice(None), slice(i, i + STRIP)) for i in range(0, G.shape[1], STRIP)]
+    block = max(64, 8_000_000//G.shape[1])
+    return [(slice(i, i + block), slice(None)) for i in range(0, n, block)]
+
+def _product(S, E):
+    "S @ E, as `gene_sums` does it where that is quicker"
+    return gene_sums(S, E) if S.dtype == np.float32 else S @ E
+
+def _wa_moves(leaving: tuple, G, own, genes: slice, columns: slice) -> np.ndarray: # genes x columns
+    "How the mean `wa` embedding of cells moves when each gene is set to zero; `own`: the vectors of the genes"
+    w, away, Y = leaving; away, own = away[genes, None], own[genes, columns]
+    moved = _product(w if genes == slice(None) else w[genes], _product(Y, G[:, columns]))
+    return ((moved - own.multiply(away)).toarray() if sparse.issparse(moved) else moved - away*own)/Y.shape[0]
+
+# %% ../../nbs/methods/43_treatment.ipynb #36fe7e62
+def _wa_scores(con: Contrast, G, zeroed: str, at) -> np.ndarray:
+    "Cosine after each gene of `at` was set to zero, `wa`, exact"
+    a, b = (np.asarray(m @ G) for m in condition_means(_averaged(con.X, 'wa'), con.sick)); own, n = G[at], len(np.arange(G.shape[0])[at])
+    sick, well = _leaving(con.X[con.sick], at), _leaving(con.X[~con.sick], at) if zeroed == 'both' else None; ab, aa, bb = np.zeros((3, n))
+    for genes, columns in _pieces(G, n):
+        new_b = b[columns] + _wa_moves(sick, G, own, genes, columns)
+        new_a = a[columns] + (_wa_moves(well, G, own, genes, columns) if well else 0)
+        for total, u, v in ((ab, new_a, new_b), (aa, new_a, new_a), (bb, new_b, new_b)): total[genes] += (u*v).sum(-1)
+    return np.where(aa*bb > 0, ab/np.sqrt(np.where(aa*bb > 0, aa*bb, 1)), np.nan)
+
+# %% ../../nbs/methods/43_treatment.ipynb #865b41d9
 def target_scores(con: Contrast, G, mode: str = 'aa',
                   zeroed: str = 'disease', # in which cells: 'disease', or 'both' as in the paper
                   at=slice(None) # positions of the genes asked for; the others count in the means
                  ) -> np.ndarray: # one a gene
     "Change of the cosine between the conditions when each gene is set to zero"
     if zeroed not in ZEROED: raise InputError(f"zeroed must be 'disease' or 'both', not {zeroed!r}")
-    x_a, x_b = condition_means(_averaged(con.X, mode), con.sick); a, b = x_a @ G, x_b @ G; now = cosine_without(a, b, G[at], 0., 0.)
+    x_a, x_b = condition_means(_averaged(con.X, mode), con.sick); a, b = x_a @ G, x_b @ G
+    now = cosine_without(a, b, G[:1], 0., 0.)
     return (_wa_scores(con, G, zeroed, at) if mode == 'wa' else cosine_without(a, b, G[at], x_a[at]*(zeroed == 'both'), x_b[at])) - now
 
 # %% ../../nbs/methods/43_treatment.ipynb #61614578
@@ -257,9 +282,13 @@ def differential_genes(con: Contrast) -> pd.DataFrame: # gene, score, the highes
     return sc.get.rank_genes_groups_df(a, 'sick').rename(columns=dict(names='gene', scores='score'))[['gene', 'score']]
 
 # %% ../../nbs/methods/43_treatment.ipynb #b7d676d6
+def some_cells(con: Contrast, at) -> Contrast:
+    "The cells at `at`; donors are left out, as too few of them may be left"
+    return Contrast(con.X[at], con.sick[at], con.genes, con.names, con.types[at], None)
+
 def called_targets(con: Contrast, G, held, top, mode: str, threshold: float) -> pd.DataFrame: # gene, delta, target
     "Scores of the `top` genes, set to zero in both conditions, on the cells at `held`"
-    part = Contrast(con.X[held], con.sick[held], con.genes, con.names, con.types[held], None)
+    part = some_cells(con, held)
     if part.sick.all() or not part.sick.any(): raise DataError(f'the {len(held)} test cells are of one condition: more cells are needed')
     score = target_scores(part, G, mode, 'both', [con.genes.index(g) for g in top])
     return pd.DataFrame(dict(gene=list(top), delta=score, target=score > threshold))

@@ -123,7 +123,7 @@ def run_again(folder, named=None, seed: int | None = None, tolerance: float = .0
     folder = Path(folder); kind = kind_of(folder)
     if kind in ('study', 'embeddings'):
         method, control, seed = cheapest(folder, named, seed)
-        if kind == 'embeddings': return f'{row_name(method, control)}, seed {seed}: {len(verify_embeddings(load_embeddings(), folder.name, method, control, seed, folder.parent, tolerance))} scores came out again'
+        if kind == 'embeddings': return f'{row_name(method, control)}, seed {seed}: {len(verify_embeddings(load_embeddings(name=folder.parent.name), folder.name, method, control, seed, folder.parent, tolerance))} scores came out again'
         about = read_stored(folder).about; told = verify_study(load_study(about['study']), folder.name, method, control, seed, folder.parent, tolerance)
         return f"{told['arm']}: {told['cells'] - told['differ']} of {told['cells']} answers came out again (code: {told['code']})"
     manifest = read_manifest(folder); maker = manifest.get('made_by')
