@@ -330,7 +330,7 @@ def hub_folder(model: str, # 'owner/name'
 def _hub_fault(model: str, revision: str, e: Exception) -> str:
     "What went wrong, in one sentence with the mend"
     from huggingface_hub import errors as hub
-    page = f'https://huggingface.co/{model}'; by_hand = f'`hf download {model} --revision {revision}` where there is a network, or a copy of its folder as hf:FOLDER'
+    page = f'https://huggingface.co/{model}'; by_hand = f'`hf download {model} --revision {revision}` where there is a network, or a copy of its folder as hf:FOLDER; a gated model such as Llama wants its terms accepted at {page} first'
     if isinstance(e, hub.GatedRepoError): return f'{model} is gated: accept its terms at {page} and log in with `hf auth login`'
     if isinstance(e, hub.RepositoryNotFoundError): return f'Hugging Face shows no model {model}: check the id, or log in with `hf auth login` if it is private'
     if isinstance(e, hub.RevisionNotFoundError): return f'{model} has no revision {revision}: choose one at {page}/commits/main'
