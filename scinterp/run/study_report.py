@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CURVES', 'DIRECTIONS', 'WITH', 'StudyReport', 'study_report', 'over_seeds', 'not_run', 'panels_of', 'pairs_of',
            'together', 'tally', 'holm_words', 'spoken', 'language_answer', 'ways_words', 'changed_answers',
-           'gates_card', 'gate_words', 'target_words', 'full_depth', 'curve_words', 'StudyRun', 'study_run',
-           'as_panels']
+           'gates_card', 'gate_words', 'target_words', 'question_words', 'full_depth', 'curve_words', 'StudyRun',
+           'study_run', 'as_panels']
 
 # %% ../../nbs/run/26_study_report.ipynb #3ab060c3
 import json, re
@@ -250,6 +250,24 @@ def target_words(table: pd.DataFrame, seeds: int = 5) -> str: # Markdown
     held = run[~good]
     return (f"The target is **{answer}**: {tally(table.drop(few.index)) or 'nothing is judged yet'}." + (f" Held back by {'; '.join(f'*{r.title}* ({r.value:+.3f} [{r.lo:+.3f}, {r.hi:+.3f}])' for r in held.itertuples())}." if len(held) else '')
             + (f" On fewer than {seeds} seeds so far: {', '.join(few.title)}." if len(few) else ''))
+
+# %% ../../nbs/run/26_study_report.ipynb #f84752a6
+@patch
+def questions(self: StudyReport, setting: str, label: str) -> pd.DataFrame: # seed, question, value, alone
+    "Macro-F1 of the type and of each further question of a variant; `alone`: of the type, where nothing else was asked"
+    arms = self.stored.get(setting, {}); metric = self.study.primary_metric; value = lambda d: float(d.rows.set_index('metric').value[metric]); rows = []
+    for (m, c, seed), done in arms.items():
+        if (m, c) != (label, ''): continue
+        alone = arms.get((label.partition('[')[0], '', seed)); rows.append(dict(seed=seed, question='cell type', value=value(done), alone=value(alone) if alone else np.nan))
+        rows += [dict(seed=seed, question=q, value=v, alone=np.nan) for q, v in done.record.get('questions', {}).items()]
+    return pd.DataFrame(rows, columns=['seed', 'question', 'value', 'alone'])
+
+def question_words(table: pd.DataFrame) -> str: # Markdown
+    "What was asked beside the type, and what it cost"
+    if table.empty: return f'It is {NOT_RUN}.'
+    t, more = table[table.question == 'cell type'].dropna(subset='alone'), table[table.question != 'cell type'].groupby('question', sort=False).value.mean(); seeds = table.seed.nunique()
+    asked = ', '.join(f'the {q} with a macro-F1 of {v:.3f}' for q, v in more.items())
+    return f"One pass answers {asked}, beside the cell type with {t.value.mean():.3f}, where the type asked alone has {t.alone.mean():.3f} ({seeds} seed{'s'*(seeds > 1)}: a look, not a comparison)."
 
 # %% ../../nbs/run/26_study_report.ipynb #e2200b72
 CURVES = {'n_genes': 'genes a cell', 'backbone_layers': 'layers of the language model', 'train_per_type': 'training cells a type, at most'} # what is varied: how an axis calls it
