@@ -255,7 +255,7 @@ def target_words(table: pd.DataFrame, seeds: int = 5) -> str: # Markdown
 @patch
 def questions(self: StudyReport, setting: str, label: str) -> pd.DataFrame: # seed, question, value, alone
     "Macro-F1 of the type and of each further question of a variant; `alone`: of the type, where nothing else was asked"
-    arms = self.stored.get(setting, {}); metric = self.study.primary_metric; value = lambda d: float(d.rows.set_index('metric').value[metric]); rows = []
+    arms = self.stored[setting].arms if setting in self.stored else {}; metric = self.study.primary_metric; value = lambda d: float(d.rows.set_index('metric').value[metric]); rows = []
     for (m, c, seed), done in arms.items():
         if (m, c) != (label, ''): continue
         alone = arms.get((label.partition('[')[0], '', seed)); rows.append(dict(seed=seed, question='cell type', value=value(done), alone=value(alone) if alone else np.nan))
