@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scinterp.evaluate import pl
-from scinterp.evaluate.comparisons import VERDICTS, verdict
+from scinterp.evaluate.comparisons import VERDICTS, standing
 from scinterp.evaluate.metrics import confusion_matrix
 from scinterp.run.report import claim, figure_run, page_note, panel_answers, panels
 from scinterp.run.plans import load_study
@@ -32,7 +32,7 @@ def comparisons(intervals, margin=0.01):
     rows = []
     for i, interval in enumerate(intervals):
         lo, hi = interval or (np.nan, np.nan)
-        said = verdict(lo, hi, margin) if interval else pl.NOT_RUN
+        said = standing(lo, hi, margin) if interval else pl.NOT_RUN
         rows.append(dict(title=f"setting {i // 2}", a="scinterpreter", b=("lr-hvg", "scinterpreter+no-llm")[i % 2], value=(lo + hi) / 2, lo=lo, hi=hi, detectable=0.02, p=0.01, p_holm=0.02, splits=5 if interval else 0, verdict=said))
     return pd.DataFrame(rows)
 
@@ -81,7 +81,7 @@ def test_the_words_beside_an_interval_are_those_of_its_verdict(intervals, margin
     ax = pl.difference_forest(table, margin)
     rows, said = {t.get_text(): round(t.get_position()[1]) for t in ax.texts}, [t.get_text() for t in ax.texts]
     for interval in filter(None, intervals):
-        assert any(f"{sum(interval) / 2:+.3f}  {verdict(*interval, margin)}, 5 seeds" == s for s in said)
+        assert any(f"{sum(interval) / 2:+.3f}  {standing(*interval, margin)}, 5 seeds" == s for s in said)
     drawn = sorted((round(min(line.get_xdata()), 9), round(max(line.get_xdata()), 9)) for line in ax.lines if len(line.get_xdata()) == 2 and line.get_lw() == 1.4)
     assert drawn == sorted((round(a, 9), round(b, 9)) for a, b in filter(None, intervals))
     assert (pl.NOT_RUN in rows) == (None in intervals)
@@ -93,7 +93,7 @@ def test_the_words_beside_an_interval_are_those_of_its_verdict(intervals, margin
 @given(st.lists(st.one_of(st.none(), ENDS), min_size=1, max_size=6))
 def test_a_tally_counts_every_comparison_once(intervals):
     said = tally(comparisons(intervals))
-    counts = {v: sum(verdict(*i) == v for i in intervals if i) for v in VERDICTS}
+    counts = {v: sum(standing(*i) == v for i in intervals if i) for v in VERDICTS}
     for word, n in counts.items():
         assert (f"{word} in {n}" in said.replace("not inferior in", "not-inferior in" if word == "inferior" else "not inferior in")) == (n > 0)
     assert (f"{intervals.count(None)} {pl.NOT_RUN}" in said) == (None in intervals)
@@ -102,7 +102,7 @@ def test_a_tally_counts_every_comparison_once(intervals):
 @settings(database=None, deadline=None, max_examples=50)
 @given(st.lists(st.one_of(st.none(), ENDS), min_size=1, max_size=6))
 def test_a_target_is_reached_only_if_every_setting_is(intervals):
-    good = [verdict(*i) in ("superior", "not inferior") for i in intervals if i]
+    good = [standing(*i) in ("superior", "not inferior") for i in intervals if i]
     word = "not reached" if not all(good) else "open" if None in intervals else "reached"
     assert f"**{word}**" in target_words(comparisons(intervals))
 

@@ -27,7 +27,7 @@ from ..cells import datasets
 from ..cells.normalise import log_normalised
 from ..core import DataError, InputError, atomic_path, digest, one_of, shipped, write_json
 from ..evaluate.clustering import cluster_scores
-from ..evaluate.comparisons import sentence, verdict
+from ..evaluate.comparisons import sentence, standing
 from ..evaluate.integration import harmony, integration_scores
 from ..evaluate.pl import as_arm, row_name, umap_coordinates
 from ..methods.baselines import highly_variable
@@ -312,7 +312,7 @@ def embedding_differences(table: pd.DataFrame, pairs, metric: str = 'nmi',
     for name, part in t.groupby('set', sort=False):
         wide = part.pivot(index='seed', columns='arm', values='value')
         for a, b in [(a, b) for a, b in pairs if {a, b} <= set(wide)]:
-            d = over_seeds((wide[a] - wide[b]).dropna()); word = verdict(d['lo'], d['hi'], margin) if d['seeds'] > 1 else 'one seed'
+            d = over_seeds((wide[a] - wide[b]).dropna()); word = standing(d['lo'], d['hi'], margin) if d['seeds'] > 1 else 'one seed'
             rows.append(dict(set=name, a=a, b=b, metric=metric) | d | dict(verdict=word))
     return pd.DataFrame(rows, columns=['set', 'a', 'b', 'metric', 'value', 'lo', 'hi', 'seeds', 'verdict'])
 
