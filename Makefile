@@ -47,6 +47,7 @@ bench: $(VENV)/.run
 	$(BIN)/python benchmarks/gene_tables.py
 	$(BIN)/python benchmarks/backbones.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/products.py
 	$(BIN)/python benchmarks/treatment.py
 	$(BIN)/python -m pip install --quiet sentence-transformers
 	$(BIN)/python benchmarks/encoding.py

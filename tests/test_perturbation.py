@@ -204,7 +204,8 @@ def test_changes_of_types_are_differences_of_their_means():
 def test_a_type_seen_in_one_condition_only_is_left_out():
     cells = typed_cells()
     cells = cells[~((cells.obs.cell_type == "c") & (cells.obs.condition == "moved")).to_numpy()].copy()
-    e, base = pt.type_effects(cells, "condition", "rest", "moved")
+    with pytest.warns(UserWarning, match="left out, with fewer than 20 cells in one of the two conditions: c$"):
+        e, base = pt.type_effects(cells, "condition", "rest", "moved")
     assert e.names == list("abde") and len(base) == 4
 
 
@@ -213,6 +214,7 @@ def test_a_type_seen_in_one_condition_only_is_left_out():
     (lambda c: c[(c.obs.condition == "moved").to_numpy()].copy(), DataError, "no cell is 'rest' in 'condition'"),
     (lambda c: c[c.obs.cell_type.isin(["a", "b"])].copy(), DataError, "2 cell types have 20 cells both 'rest' and 'moved': three are needed"),
     (lambda c: AnnData(c.X, obs=c.obs[["condition"]], var=c.var), InputError, "no column 'cell_type' in obs"),
+    (lambda c: AnnData(c.X, obs=c.obs.assign(cell_type=c.obs.cell_type.astype(object).where(np.arange(c.n_obs) > 2)), var=c.var), DataError, "3 cells have no type in 'cell_type'"),
 ])
 def test_cells_that_cannot_be_compared(change, error, says):
     with pytest.raises(error) as told:

@@ -21,7 +21,7 @@ def checked_vectors(Z, *labels) -> np.ndarray: # float64, cells x d
     Z = np.asarray(Z, np.float64)
     if Z.ndim != 2 or len(Z) < 3: raise InputError(f'vectors of shape {Z.shape} cannot be scored: at least three cells x d are needed')
     if not np.isfinite(Z).all(): raise InputError('the vectors hold NaN or infinite values: make them again, or leave those cells out')
-    if (Z == Z[0]).all(): raise InputError('all cells have the same vector: check the gene table and the genes of the cells')
+    if np.ptp(Z, axis=0).max() <= 1e-6*np.abs(Z).max(): raise InputError('all cells have the same vector: check the gene table and the genes of the cells')
     for l in labels:
         if len(l) != len(Z): raise InputError(f'{len(l)} labels do not fit {len(Z)} cells: one a cell is needed')
         if len(np.unique(np.asarray(l, str))) < 2: raise InputError('all cells have one label only: nothing can be told apart')

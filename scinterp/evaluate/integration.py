@@ -85,7 +85,7 @@ def kbet(Z, labels, batch, alpha: float = .05) -> float:
 # %% ../../nbs/evaluate/42_integration.ipynb #92abfc19
 def batch_variance(Z, batch, n_components: int = 50) -> float:
     "Share of the variance along principal components that is between batches (R2, weighted by variance)"
-    parts = PCA(min(n_components, min(Z.shape) - 1), svd_solver='full').fit_transform(Z); design = pd.get_dummies(pd.Series(np.asarray(batch, str))).to_numpy(float)
+    parts = PCA(max(1, min(n_components, min(Z.shape) - 1)), svd_solver='full').fit_transform(Z); design = pd.get_dummies(pd.Series(np.asarray(batch, str))).to_numpy(float)
     means = (design.T @ parts)/design.sum(0)[:, None]; between = (design @ means).var(0)
     return float(between.sum()/parts.var(0).sum())
 
@@ -100,13 +100,13 @@ BIO, BATCH = ('nmi', 'ari', 'asw', 'clisi'), ('batch_asw', 'ilisi', 'kbet', 'con
 
 def integration_scores(Z, labels, batch, # vectors, types, batches of the cells
                        before, # vectors that nothing was done to, for `pcr`: principal components
-                       seed: int = 0) -> dict: # the scores of `BIO` and `BATCH`, and s_bio and s_batch, their means
+                       seed: int = 0) -> dict: # the scores of `BIO` and `BATCH`, and s_bio and s_batch, their means: NaN where one of them is
     "scIB's scores, all from 0 to 1, higher is better; raises `InputError` for what cannot be scored"
-    Z, labels, batch = checked_batches(Z, labels, batch); k = min(90, len(Z)); indices, distances = nearest(Z, k); few = indices[:, :15], distances[:, :15]
+    Z, labels, batch = checked_batches(Z, labels, batch); before = checked_vectors(before, batch); k = min(90, len(Z)); indices, distances = nearest(Z, k); few = indices[:, :15], distances[:, :15]
     best = best_leiden(neighbour_graph(*few), labels, seed=seed)
     found = dict(nmi=best['nmi'], ari=best['ari'], asw=asw(Z, labels), clisi=clisi(indices, distances, labels), batch_asw=batch_asw(Z, labels, batch), ilisi=ilisi(indices, distances, batch),
                  kbet=kbet(Z, labels, batch), connectivity=graph_connectivity(few[0], labels), pcr=pcr(before, Z, batch))
-    return found | dict(s_bio=float(np.mean([found[m] for m in BIO])), s_batch=float(np.nanmean([found[m] for m in BATCH])))
+    return found | dict(s_bio=float(np.mean([found[m] for m in BIO])), s_batch=float(np.mean([found[m] for m in BATCH])))
 
 # %% ../../nbs/evaluate/42_integration.ipynb #d1544940
 def harmony(Z, # cells x d, principal components

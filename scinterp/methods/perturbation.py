@@ -8,6 +8,7 @@ __all__ = ['ALPHAS', 'Effects', 'effects', 'no_change', 'mean_shift', 'additive'
            'cinema_ot']
 
 # %% ../../nbs/methods/44_perturbation.ipynb #baf297c5
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,8 +146,10 @@ def type_effects(adata: AnnData, condition_key: str, control: str, treated: str,
     state, types = adata.obs[condition_key].astype(str).to_numpy(), adata.obs[type_key].astype(str).to_numpy(); absent = [s for s in (control, treated) if s not in state]
     if absent: raise DataError(f'no cell is {absent[0]!r} in {condition_key!r}, which has {", ".join(sorted(set(state))[:8])}: two conditions are compared, so both need cells')
     if control == treated: raise InputError(f'both conditions are {control!r}: name two different ones')
+    if missing := int(adata.obs[type_key].isna().sum()): raise DataError(f'{missing} cells have no type in {type_key!r}: leave them out, or give them one')
     X = log_normalised(adata)
     counts = pd.crosstab(types, state).reindex(columns=[control, treated], fill_value=0); names = list(counts.index[counts.min(axis=1) >= least])
+    if out := sorted(set(counts.index) - set(names)): warnings.warn(f"left out, with fewer than {least} cells in one of the two conditions: {', '.join(out)}", stacklevel=2)
     if len(names) < 3: raise DataError(f'{len(names)} cell types have {least} cells both {control!r} and {treated!r}: three are needed to foretell one from the others')
     mean = lambda s: np.array([np.asarray(X[(types == t) & (state == s)].mean(0)).ravel() for t in names], float); base, moved = mean(control), mean(treated)
     return Effects(moved - base, base.mean(0), names, list(map(str, adata.var_names)), counts.loc[names].sum(axis=1).to_numpy()), base

@@ -300,14 +300,20 @@ def _remember(self: Method, card: dict, state: dict):
     self._restore(state, card['notes'])
 
 # %% ../../nbs/methods/10_protocol.ipynb #cab4b702
+def _told_apart(E: np.ndarray, known) -> np.ndarray: # E
+    "Raise `DataError` if all genes that are known have the same vector"
+    V = E[known]
+    if len(V) > 1 and np.ptp(V, axis=0).max() <= 1e-6*np.abs(V).max(): raise DataError('all genes have the same vector, so no cell can be told from another by them: build the table again')
+    return E
+
 def gene_vectors(table, # GeneTable
                  genes, # names of the genes
                  mass # share of the expression of each
                 ) -> np.ndarray: # genes x d
-    "Vectors of `genes`; raises `DataError` if those the table recognises carry less than 60 % of the expression"
+    "Vectors of `genes`; raises `DataError` if those the table recognises carry less than 60 % of the expression, or are all alike"
     rows = table.align(genes); named = np.array(['text_sha256' not in table.info or bool(s) for s in table.symbols])
     known = (rows >= 0) & named[rows]; share = np.asarray(mass)[known].sum()
-    if share >= MIN_RECOGNISED: return table.vectors_for(genes)
+    if share >= MIN_RECOGNISED: return _told_apart(table.vectors_for(genes), known)
     lost = ', '.join(np.asarray(genes)[~known][np.argsort(-np.asarray(mass)[~known], kind='stable')][:5])
     raise DataError(f'genes that are recognised carry only {share:.0%} of the expression ({MIN_RECOGNISED:.0%} needed; most expressed of the others: {lost}): '
                     'see si.preflight(adata) or `scinterp doctor FILE` for what to do')

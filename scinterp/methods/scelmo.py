@@ -54,11 +54,12 @@ LEAK = 'label_leak'
 def add_term(adata, key: str, # of vectors in obsm
              column: str, # of obs: what is said about each cell
              texts: dict | None = None, encoder: str = 'minilm', # as for `term_vectors`
-             label_key: str = 'cell_type' # to find out whether the column tells it
+             label_key: str | None = 'cell_type' # to find out whether the column tells it; None: there are no labels that it could tell
             ) -> str: # the new key
     "Add the vector of a text about each cell to `obsm[key]`, under a new key; warns, and marks the key, if the column tells the label (95 % of cells)"
     if column not in adata.obs or key not in adata.obsm: raise InputError(f'no {column!r} in obs or no {key!r} in obsm: make the vectors first, and name a column of obs')
-    labels = adata.obs[label_key] if label_key in adata.obs else None
+    if label_key is not None and label_key not in adata.obs: raise InputError(f'no {label_key!r} in obs, by which a leak of the labels would be found: name the column with label_key=, or pass None if the cells have no labels')
+    labels = None if label_key is None else adata.obs[label_key]
     leaks = labels is not None and labels.nunique() > 1 and label_share(adata.obs[column], labels) >= .95
     if leaks: warnings.warn(f'LABEL LEAK: obs[{column!r}] tells the type of a cell, so vectors with its text hold the answer, and every score of them is void', stacklevel=2)
     terms = term_vectors(adata.obs[column], texts, encoder)

@@ -312,14 +312,14 @@ def embedding_differences(table: pd.DataFrame, pairs, metric: str = 'nmi',
     for name, part in t.groupby('set', sort=False):
         wide = part.pivot(index='seed', columns='arm', values='value')
         for a, b in [(a, b) for a, b in pairs if {a, b} <= set(wide)]:
-            d = over_seeds((wide[a] - wide[b]).dropna()); word = standing(d['lo'], d['hi'], margin) if d['seeds'] > 1 else 'one seed'
+            d = over_seeds((wide[a] - wide[b]).dropna()); word = standing(d['lo'], d['hi'], margin) if d['seeds'] > 2 else 'few draws'
             rows.append(dict(set=name, a=a, b=b, metric=metric) | d | dict(verdict=word))
     return pd.DataFrame(rows, columns=['set', 'a', 'b', 'metric', 'value', 'lo', 'hi', 'seeds', 'verdict'])
 
 def spoken_differences(table: pd.DataFrame, title=str) -> str: # Markdown
     "The differences in words"
     word = {'superior': 'above', 'inferior': 'below', 'below': 'below', 'not inferior': 'not told apart from', 'not shown': 'not told apart from'}
-    one = lambda r: f"- *{title(r.set)}*: `{r.a}` {('is ' + word[r.verdict]) if r.verdict in word else 'on one seed, beside'} `{r.b}` ({r.metric} {r.value:+.3f}" + (f' [{r.lo:+.3f}, {r.hi:+.3f}], {r.seeds} draws)' if r.seeds > 1 else ')')
+    one = lambda r: f"- *{title(r.set)}*: `{r.a}` {('is ' + word[r.verdict]) if r.verdict in word else 'on ' + ('one draw' if r.seeds == 1 else f'{r.seeds} draws') + ', beside'} `{r.b}` ({r.metric} {r.value:+.3f}" + (f' [{r.lo:+.3f}, {r.hi:+.3f}], {r.seeds} draws)' if r.seeds > 1 else ')')
     return '\n'.join(one(r) for r in table.itertuples()) or 'None of it was run yet.'
 
 # %% ../../nbs/run/27_embeddings.ipynb #476757ab

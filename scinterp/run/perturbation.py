@@ -6,7 +6,7 @@
 __all__ = ['perturbation_config', 'descriptions', 'label_descriptions', 'by_parts', 'foretold', 'judged', 'drawn',
            'latent_foretold', 'run_perturbation', 'foretold_screen', 'singles', 'run_screen', 'matched_embeddings',
            'matched_scores', 'run_cinema_ot', 'matched_table', 'said_of_types', 'perturbation_card',
-           'read_perturbation', 'said_of_matched', 'matched_card', 'arm_table']
+           'read_perturbation', 'said_of_matched', 'matched_card', 'arm_table', 'left_out_words']
 
 # %% ../../nbs/run/29_perturbation.ipynb #1efd634f
 import time
@@ -29,7 +29,7 @@ from ..methods.baselines import highly_variable
 from ..methods.latent_shift import LatentShift
 from ..methods.treatment import gene_matrix
 from .report import stands
-from .results import read_results, write_run
+from .results import read_manifest, read_results, write_run
 from ..text.descriptions import describe_terms
 from ..text.encoders import encoder
 from ..text.gene_tables import GeneTable
@@ -239,3 +239,9 @@ def arm_table(results: pd.DataFrame, metric: str = 'pearson_delta') -> pd.DataFr
     "Means over types with their intervals; arms without a value are left out"
     t = _grouped(results[(results.split == 'mean') & (results.metric == metric)].dropna(subset='value'))
     return t.assign(setting=metric, seeds=1, of=1)[['setting', 'method', 'control', 'value', 'lo', 'hi', 'seeds', 'of']]
+
+# %% ../../nbs/run/29_perturbation.ipynb #70312f3c
+def left_out_words(out=None) -> str: # Markdown, empty if none was
+    "The cell types that a run could not compare"
+    told = read_manifest(Path(out or shipped('results', 'perturbation')))['identity']; names = told.get('left_out', [])
+    return f"Left out, with fewer than {told['settings']['min_cells']} cells in one of the conditions: {', '.join(names)}." if names else ''
