@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "cells": ["datasets"],
         "cells.preflight": ["preflight"],
         "text": ["GeneTable"],
-        "methods": ["baselines", "tl", "GenePT", "ScELMo", "ScInterpreter", "ScReader", "ScInterpreterHybrid", "LabelText", "contributions", "preset", "with_control"],
+        "methods": ["baselines", "tl", "GenePT", "ScELMo", "ScInterpreter", "ScReader", "ScInterpreterHybrid", "LabelText", "contributions", "preset", "treat", "with_control"],
         "evaluate": ["pl"],
     },
 )

@@ -199,10 +199,16 @@ def _detection(X) -> np.ndarray:
     "Share of cells that express each gene"
     return X.getnnz(axis=0)/X.shape[0]
 
+def _check_counts(least: int, **counts):
+    "Raise `InputError` unless all are whole numbers of at least `least`"
+    for name, n in counts.items():
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least: raise InputError(f'{name} must be a whole number of at least {least}, not {n!r}')
+
 def permutation_p(con: Contrast, G, mode: str = 'aa', zeroed: str = 'disease',
                   at=slice(None), # the genes that are asked for, and matched with each other
                   k: int = 50, n_perm: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]: # p of each gene; genes x k matched
     "One-sided p of the target score, pooled over `k` genes of like expression and `n_perm` deals of the labels"
+    _check_counts(1, k=k, n_perm=n_perm) # no deal at all would give p = 1 to every gene
     Y = _averaged(con.X, mode); x_a, x_b = condition_means(Y, con.sick); a, b = x_a @ G, x_b @ G; x_a, x_b, G, Y = x_a[at], x_b[at], G[at], Y[:, at]
     mean, both = np.asarray(Y.mean(0)).ravel(), zeroed == 'both'; like = matched_genes(mean, _detection(Y), k)
     seen = cosine_without(a, b, G, x_a*both, x_b) - cosine_without(a, b, G, 0., 0.); above = np.zeros(len(seen))
@@ -266,6 +272,7 @@ def treat(adata: AnnData, table, # as for `gene_matrix`; None: no text
           min_detection: float = .05, # in one of the conditions at least
           k: int = 50, n_perm: int = 200, n_boot: int = 200, seed: int = 0) -> pd.DataFrame:
     "Every gene as a target, the best first; raises `InputError` for a gene that is not there"
+    _check_counts(1, k=k, n_perm=n_perm); _check_counts(0, n_boot=n_boot)
     con = contrast(adata, condition_key, control, disease, type_key, donor_key); G = gene_matrix(table, con.genes)
     at = scored_genes(con, G, listed(genes) if genes is not None else [], min_detection); score = target_scores(con, G, mode, zeroed, at)
     p, like = permutation_p(con, G, mode, zeroed, at, k, n_perm, seed); lo, hi = np.quantile(score_draws(con, G, mode, zeroed, at, n_boot, seed), [.025, .975], axis=0) if n_boot else (np.nan, np.nan)

@@ -7,7 +7,7 @@ __all__ = ['KEPT', 'treatment_config', 'contrast_cells', 'is_tuned', 'mode_of', 
            'tuned_sources', 'judged', 'likeness', 'part_scores', 't_scores', 'parts_of', 'known_ranks', 'part_rows',
            'full_tables', 'called_rows', 'described_rows', 'run_contrast', 'treatment_runs', 'run_treatment',
            'read_treatment', 'barcode_table', 'grid_table', 'forest_table', 'described_table', 'target_table',
-           'said_of_controls', 'said_of_types']
+           'missing_runs', 'said_of_controls', 'said_of_types', 'concluded', 'said_of_first']
 
 # %% ../../nbs/run/28_treatment.ipynb #5a0da4b2
 import time
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..cells import datasets
 from ..core import InputError, atomic_path, digest, shipped, shipped_config, versions
 from ..evaluate.gene_level import gene_weights, weighted_auc, weighted_precision
-from ..evaluate.pl import row_name
+from ..evaluate.pl import NOT_RUN, row_name
 from ..methods import treatment as tr
 from .experiment import make_method
 from .report import stands, tallied
@@ -257,33 +257,76 @@ def forest_table(genes: pd.DataFrame, contrast: str, control: str = '', n: int =
     first = t[t.control == control].nsmallest(n, 'rank')
     return first.assign(other=first.gene.map(other), known=first.known.astype(str) == 'True').reset_index(drop=True)
 
+def _unrun(shown: pd.DataFrame, t: pd.DataFrame) -> pd.DataFrame: # `shown`: arms x (contrast, what); `t`: its rows
+    "`NOT_RUN` where an arm has no row of a contrast"
+    there = set(zip(t.arm, t.contrast))
+    return shown.apply(lambda s: s.where([(a, s.name[0]) in there for a in s.index], NOT_RUN)).rename_axis(index=None)
+
 def described_table(results: pd.DataFrame) -> pd.DataFrame: # methods x (contrast, what)
     "What the paper's protocol calls, in every arm"
     t = results[results.metric.isin(['described_targets', 'described_largest'])]; names = {'described_targets': 'called of ten', 'described_largest': 'largest rise'}
     t = t.assign(arm=[row_name(m, c) for m, c in zip(t.method, t.control)], metric=t.metric.map(names)); wide = t.pivot_table(index='arm', columns=['contrast', 'metric'], values='value', sort=False)
-    shown = wide.apply(lambda s: s.map('{:.1e}'.format if 'rise' in s.name[1] else '{:.1f}'.format))
-    return shown.where(wide.notna(), '').rename_axis(index=None)
+    return _unrun(wide.apply(lambda s: s.map('{:.1e}'.format if 'rise' in s.name[1] else '{:.1f}'.format)), t)
 
 def target_table(results: pd.DataFrame) -> pd.DataFrame: # methods x (contrast, what)
-    "What is called with the null, and how like the score without text it is"
+    "What is called with the null, and how like the score without text it is; calls of arms without a null are `NOT_RUN`"
     names = {'targets': 'targets', 'targets_known': 'share on the list', 'spearman_no_text': 'rank correlation without text', 'shared_top_20': 'of the first 20 shared'}
-    t = results[results.metric.isin(names) & (results.split == 'all')]; t = t.assign(arm=[row_name(m, c) for m, c in zip(t.method, t.control)], metric=t.metric.map(names))
-    wide = t.pivot_table(index='arm', columns=['contrast', 'metric'], values='value', sort=False); return wide.round(2).astype(object).where(wide.notna(), '').rename_axis(index=None)
+    t = results[results.metric.isin(names) & (results.split == 'all')]; t = t[(t.control != 'no-text') | ~t.method.str.contains('[', regex=False)] # without text nothing is centred
+    t = t.assign(arm=[row_name(m, c) for m, c in zip(t.method, t.control)], metric=t.metric.map(names))
+    wide = t.pivot_table(index='arm', columns=['contrast', 'metric'], values='value', sort=False); shown = wide.round(2).astype(object).where(wide.notna(), '')
+    for c, what in wide: shown[c, what] = shown[c, what].mask(wide[c, 'targets'].isna() & (what in ('targets', 'share on the list')), NOT_RUN)
+    return _unrun(shown, t)
+
+def missing_runs(config: dict, out=None) -> list[str]: # names of `treatment_runs`
+    "The runs of the configuration that have no results"
+    out = Path(out) if out else shipped('results', 'treatment')
+    return [name for name in treatment_runs(config) if not (out/name/'run.json').is_file()]
 
 # %% ../../nbs/run/28_treatment.ipynb #e1e656d1
 _WHAT = {'no-text': 'expression alone', 'permuted-text': 'the same text on other genes', 'random-table': 'random vectors'}
+_SCORES = {'': 'as it is', 'excess_': "less what each gene's level alone gives"} # prefixes of the metrics
 
-def said_of_controls(results: pd.DataFrame, contrast: str) -> str:
-    "Areas of all cells, and how each method stands to its controls"
-    t = results[(results.contrast == contrast) & (results.split == 'all')].set_index(['method', 'control', 'metric']); lines = []
-    for m in dict.fromkeys(k[0] for k in t.index if k[2].startswith('roc_auc_over')):
-        own = t.loc[(m, '', 'roc_auc')]; over = [stands(t.loc[(m, '', f'roc_auc_over_{c}')], what) for c, what in _WHAT.items()]
-        excess = t.loc[(m, '', 'excess_roc_auc')]; at10 = t.loc[(m, '', 'precision_at_10')].value
-        lines.append(f"- `{m}`: area {own.value:.2f} [{own.lo:.2f}, {own.hi:.2f}], {at10:.0%} of its first ten are on the list; {', '.join(over)}. Less what each gene's level alone gives: {excess.value:.2f} [{excess.lo:.2f}, {excess.hi:.2f}]")
+def _stood(t: pd.DataFrame, # rows of all cells, by method, control, metric
+           m: str, prefix: str) -> str:
+    "Area of a method under one score, its first ten, and how it stands to its controls"
+    own = t.loc[(m, '', f'{prefix}roc_auc')]; over = [stands(t.loc[(m, '', f'{prefix}roc_auc_over_{c}')], what) for c, what in _WHAT.items()]
+    return f"area {own.value:.2f} [{own.lo:.2f}, {own.hi:.2f}], {t.loc[(m, '', f'{prefix}precision_at_10')].value:.0%} of its first ten are on the list; {', '.join(over)}"
+
+def said_of_controls(results: pd.DataFrame, contrast: str) -> str: # Markdown
+    "Areas of all cells, and how each method stands to its controls, by the score as it is and by that less the level's"
+    t = results[(results.contrast == contrast) & (results.split == 'all')].set_index(['method', 'control', 'metric'])
+    lines = [f'- `{m}`, {what}: {_stood(t, m, prefix)}' for m in dict.fromkeys(k[0] for k in t.index if k[2].startswith('roc_auc_over')) for prefix, what in _SCORES.items()]
     best = t.loc[('t-test', '', 'roc_auc')]
     return '\n'.join([*lines, f'- The t test, with no embedding at all: {best.value:.2f} [{best.lo:.2f}, {best.hi:.2f}]'])
 
-def said_of_types(results: pd.DataFrame, contrast: str) -> str:
-    "In how many types each method is above, below or not told apart from its controls"
-    t = results[(results.contrast == contrast) & (results.split != 'all') & results.metric.str.startswith('roc_auc_over_')]
-    return '\n'.join(f"- `{m}` against {_WHAT[metric.removeprefix('roc_auc_over_')]}: {tallied(g, 'types')}" for (m, metric), g in t.groupby(['method', 'metric'], sort=False))
+# %% ../../nbs/run/28_treatment.ipynb #12d91617
+def _over(results: pd.DataFrame, contrast: str, prefix: str) -> pd.DataFrame: # with `other`, the control in words
+    "Differences of one score from the controls"
+    t = results[(results.contrast == contrast) & results.metric.str.startswith(start := f'{prefix}roc_auc_over_')]
+    return t.assign(other=t.metric.str.removeprefix(start).map(_WHAT))
+
+def said_of_types(results: pd.DataFrame, contrast: str) -> str: # Markdown
+    "In how many types each method is above, below or not told apart from its controls, by both scores"
+    t = pd.concat([_over(results, contrast, p).assign(score=what) for p, what in _SCORES.items()]); t = t[t.split != 'all']
+    return '\n'.join(f'- `{m}` against {other}: ' + '; '.join(f'{what}, {tallied(g, "types")}' for what, g in part.groupby('score', sort=False))
+                     for (m, other), part in t.groupby(['method', 'other'], sort=False))
+
+def concluded(results: pd.DataFrame, contrast: str) -> str: # Markdown
+    "What the level-corrected score says of text, with all cells and type by type, and what the score as it is would have said"
+    lines = []
+    for other in _WHAT.values():
+        told = []
+        for prefix in ('excess_', ''):
+            t = _over(results, contrast, prefix); t = t[t.other == other]
+            told.append(' and '.join(tallied(g, what) for g, what in ((t[t.split == 'all'], 'methods with all cells'), (t[t.split != 'all'], 'types, method by method')) if len(g)))
+        lines.append(f'- against {other}: {told[0]} (the score as it is: {told[1]})')
+    t = _over(results, contrast, 'excess_'); t = t[t.split == 'all']; won = t[t.lo > 0]
+    head = f"in {len(won)} of {len(t)} comparisons text is above a control: {', '.join(f'`{m}` above {o}' for m, o in zip(won.method, won.other))}" if len(won) else f'text is above no control in any of {len(t)} comparisons'
+    return f"**Less what each gene's level alone gives, with all cells, {head}.**\n\n" + '\n'.join(lines)
+
+# %% ../../nbs/run/28_treatment.ipynb #79682bc0
+def said_of_first(genes: pd.DataFrame, contrast: str, fdr: float, n: int = 12, method: str = 'scelmo-aa') -> str: # Markdown
+    "What the null says of the first genes with text and without, and how many the two share"
+    first = {c: forest_table(genes, contrast, c, n, method) for c in ('', 'no-text')}; both = len(set(first[''].gene) & set(first['no-text'].gene))
+    line = lambda what, t: f"- {what}, of the first {len(t)} genes ({', '.join(t.gene)}): interval above zero in {(t.lo > 0).sum()}, p below .05 in {(t.p < .05).sum()}, called at a false-discovery rate of {fdr:.0%} in {(t.q < fdr).sum()}"
+    return '\n'.join([line('with text', first['']), line('without', first['no-text']), f'- in both lists: {both}'])
