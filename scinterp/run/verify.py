@@ -62,7 +62,8 @@ def cheapest(folder, named=None, # 'scinterpreter', 'scinterpreter+no-llm'; defa
     table = read_results(Path(folder)/'results.csv'); arms = table.assign(arm=[row_name(m, c) for m, c in zip(table.method, table.control)]).sort_values(['seconds', 'arm', 'seed'], kind='stable')
     found = arms[(arms.arm == named if named else arms.method != 'majority') & (arms.seed == seed if seed is not None else True)]
     if found.empty: raise InputError(f"{Path(folder).name} has no record of {named or 'any arm'}{'' if seed is None else f', seed {seed}'}: it has {', '.join(dict.fromkeys(arms.arm))}")
-    return tuple(found.iloc[0][_ARM])
+    first = found.iloc[0]
+    return first.method, first.control, int(first.seed)
 
 # %% ../../nbs/run/46_verify.ipynb #e84048d1
 def compare_results(old: pd.DataFrame, new: pd.DataFrame, tolerance: float = .01) -> int: # rows compared
