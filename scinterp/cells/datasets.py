@@ -230,12 +230,12 @@ def _lock(path: Path) -> dict:
 # %% ../../nbs/cells/50_datasets.ipynb #bf6a8ef8
 def _source(adata: AnnData, name: str, entry: dict, species: str | None, state: str | None, layer: str | None) -> dict:
     "What `load` writes beside the cells: name, registered, state, species, and columns that group them; a file that we wrote says so itself"
-    own = {} if entry or layer else adata.uns.get('scinterp_source', {}); species, state = species or own.get('species') or None, state or own.get('state') or None
+    own = {} if entry or layer else adata.uns.get('scinterp_source', {}); state = state or own.get('state') or None
     if species and species not in SPECIES: raise DataError(f"species must be one of {', '.join(SPECIES)}, not {species!r}: pass species=")
     if state and not adata.isbacked and (why_not := denial(state, scan(adata.X), adata.X)): raise DataError(f'X cannot be {state}: {why_not}; pass another state=, or none')
     told = state or ('' if layer else entry.get('state', ''))
     groups = {k: entry[k] for k in ('batch', 'donor', 'condition') if entry.get(k) in adata.obs}
-    return dict(name=name, registered=bool(entry), state=told, species=species or entry.get('species') or stated_species(adata.obs), **groups)
+    return dict(name=name, registered=bool(entry), state=told, species=species or entry.get('species') or own.get('species') or stated_species(adata.obs), **groups)
 
 # %% ../../nbs/cells/50_datasets.ipynb #5f72e929
 def _keep_counts(adata: AnnData):
