@@ -40,7 +40,7 @@ def plain(method, train, test):
     "The plain loop on a method's own network and numbers; cells a second and accuracy"
     from sklearn.base import clone
 
-    start = clone(method).set_params(backbone_precision="fp32", epochs=1, batch_size=len(train))
+    start = clone(method).set_params(backbone_precision="fp32", epochs=1)
     start.set_params(learning_rate=1e-30)  # builds the network and leaves it as it starts
     start.fit(train)
     reader, backbone = start.reader_, start.reader_.backbone[0]
