@@ -143,6 +143,7 @@ class Desk:
     def pca(self) -> np.ndarray: # of scaled genes, as scanpy's tutorials and scELMo's baseline have it
         return PCA(min(50, len(self.hvg) - 1), random_state=0).fit_transform(np.clip(StandardScaler().fit_transform(self.hvg), None, 10))
 
+# %% ../../nbs/run/27_embeddings.ipynb #d84d6ad5
 @patch
 def table(self: Desk, arm: Vectors) -> GeneTable:
     "The table of an arm: the first text, or both joined; raises `InputError` for a join that is none"

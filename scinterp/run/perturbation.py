@@ -220,6 +220,7 @@ def perturbation_card(results: pd.DataFrame) -> pd.DataFrame: # arms x metrics, 
     t = _grouped(results[(results.split == 'mean') & results.metric.isin(['pearson_delta', 'pearson_delta_top', 'mse_top', 'l2_top', 'sign_top'])])
     return t.assign(arm=[row_name(m, c) for m, c in zip(t.method, t.control)]).pivot_table(index='arm', columns='metric', values='value', sort=False, dropna=False).map(lambda v: '' if np.isnan(v) else f'{v:.3f}').rename_axis(index=None, columns=None)
 
+# %% ../../nbs/run/29_perturbation.ipynb #eebe5c72
 def read_perturbation(out=None, part: str = '') -> pd.DataFrame: # the result table; 'cinema_ot': of `run_cinema_ot`
     "What was run; raises `InputError` if there is nothing"
     return read_results(Path(out or shipped('results', 'perturbation'))/part/'results.csv')

@@ -165,6 +165,7 @@ def _in_a_word(t: pd.DataFrame) -> str:
     if t.empty: return NOT_RUN.capitalize()
     return 'Yes' if (sure > 0).all() else 'It takes away' if (sure < 0).all() else 'Not shown' if not (sure > 0).any() else 'In part'
 
+# %% ../../nbs/run/26_study_report.ipynb #04cb564f
 def language_answer(table: pd.DataFrame) -> str: # Markdown; of comparisons of methods to their controls
     "Whether a frozen language model adds anything over none and over a random one"
     run = table[table.value.notna()]; alike = run[(run.value == 0) & (run.lo == run.hi)]; t = run.drop(alike.index); heads, lines = [], []

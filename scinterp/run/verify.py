@@ -98,6 +98,7 @@ def _gene_function(told: dict, out):
     from scinterp.run.gene_function import run_gene_function
     run_gene_function(out, told['asked'])
 
+# %% ../../nbs/run/46_verify.ipynb #41b731c5
 def _treatment(told: dict, out):
     from scinterp.run.treatment import run_contrast, treatment_config
     run_contrast(told['contrast'], told['settings'] | dict(truth=treatment_config()['truth']), Path(out))
