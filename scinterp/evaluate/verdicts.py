@@ -16,10 +16,10 @@ TAKEN_AWAY = {'no-llm': 'the language model', 'random-llm': 'what the language m
               'symbol-only': 'all text but the symbols', 'tfidf': 'more than single words'} # by control; a method may have others
 
 def finding(row, # value, lo, hi, p_holm, detectable
-            alpha: float = .05) -> str:
+            alpha: float = .05, words=('helps', 'hurts')) -> str:
     "'helps by +0.060 [+0.031, +0.089]', 'hurts by ...' or 'no evidence (...)'"
     interval = f"{row['value']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
-    if row['p_holm'] < alpha: return ('helps by ' if row['value'] > 0 else 'hurts by ') + interval
+    if row['p_holm'] < alpha: return f"{words[0] if row['value'] > 0 else words[1]} by {interval}"
     return f"no evidence ({interval}; a difference of {row['detectable']:.3f} would have been seen with 80 %)"
 
 # %% ../../nbs/evaluate/14_verdict.ipynb #2b726f61
@@ -37,7 +37,8 @@ def verdict(answers: pd.DataFrame, # method, control ('' for the method itself),
            ) -> pd.DataFrame: # without, the columns of `comparison_table`, finding
     "What each thing that a control takes away is worth to a method, and how the method stands to others; raises `InputError` for answers without a control"
     answers = answers.assign(control=answers['control'].fillna('')) if 'control' in answers else answers; method = _asked(answers, method); arms = answers[['method', 'control']].drop_duplicates()
-    others = [(m, c) for m, c in arms.itertuples(index=False) if (m == method) != (c == '')] # its own controls, and other methods as they are
-    table = comparison_table(answers, [((method, ''), o) for o in sorted(others, key=lambda o: o[0] != method)], metric, margin, n_boot)
-    without = [TAKEN_AWAY.get(c, c) if m == method else f'(against {m})' for m, c in sorted(others, key=lambda o: o[0] != method)]
-    return table.assign(without=without, finding=table.apply(finding, axis=1, alpha=alpha))[['without', *table.columns, 'finding']]
+    others = [(m, c) for m, c in arms.itertuples(index=False) if (m == method) != (c == '')]; others.sort(key=lambda o: o[0] != method) # its own controls, then other methods as they are
+    table = comparison_table(answers, [((method, ''), o) for o in others], metric, margin, n_boot)
+    without = [TAKEN_AWAY.get(c, c) if m == method else f'(against {m})' for m, c in others]
+    found = [finding(row, alpha, ('helps', 'hurts') if m == method else ('above', 'below')) for (_, row), (m, _) in zip(table.iterrows(), others)]
+    return table.assign(without=without, finding=found)[['without', *table.columns, 'finding']]

@@ -18,6 +18,7 @@ from scipy import sparse, stats
 
 from ..cells.normalise import in_memory, log_normalised
 from ..core import DataError, InputError, listed
+from .protocol import all_alike
 
 # %% ../../nbs/methods/44_perturbation.ipynb #6bfeb862
 @dataclass
@@ -85,7 +86,7 @@ ALPHAS = (.1, 1., 10.)
 
 def _told_apart(V: np.ndarray):
     "Raise `DataError` if all rows of `V` are the same"
-    if len(V) > 1 and np.allclose(V, V[0], rtol=1e-6, atol=0): raise DataError('all training perturbations have the same vector, so text cannot tell one from another: build the table again')
+    if all_alike(V): raise DataError('all training perturbations have the same vector, so text cannot tell one from another: build the table again')
 
 def ridge_predict(V_train, Y_train, V_test, alpha: float) -> np.ndarray:
     "Ridge regression with an intercept, in the dual, so that many dimensions cost nothing"

@@ -27,7 +27,7 @@ from ..cells import datasets
 from ..cells.normalise import log_normalised
 from ..core import DataError, InputError, atomic_path, digest, one_of, shipped, write_json
 from ..evaluate.clustering import cluster_scores
-from ..evaluate.comparisons import sentence, standing
+from ..evaluate.comparisons import standing
 from ..evaluate.integration import harmony, integration_scores
 from ..evaluate.pl import as_arm, row_name, umap_coordinates
 from ..methods.baselines import highly_variable
